@@ -1,0 +1,1 @@
+"""Which endpoints serve a key, in which order. Pure: time and load are arguments."""

@@ -1,0 +1,1 @@
+"""Where the endpoints of a service come from."""

@@ -1,0 +1,1 @@
+"""The stream plane: accept, connect, relay, close with one reason."""

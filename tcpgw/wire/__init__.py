@@ -1,0 +1,1 @@
+"""Sans-IO protocols: bytes in, events out. Nothing here awaits, logs or reads a clock."""
