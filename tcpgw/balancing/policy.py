@@ -9,7 +9,8 @@ from tcpgw.endpoints import Endpoint
 class Policy(Protocol):
     """A way to choose among one snapshot's endpoints. Immutable but for the loads it was given to read.
 
-    Constructors take `Mapping[Endpoint, float]` (weights above 0) and may be slow; they run off the event loop.
+    Constructors take `Mapping[Endpoint, float]` (weights above 0) and may be slow: they run off the event
+    loop.
     """
 
     def candidates(self, position: int) -> Iterator[Endpoint]:
