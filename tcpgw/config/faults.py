@@ -1,0 +1,135 @@
+"""Turns pydantic's errors into faults in an operator's words: where in the file, and what to write there.
+
+Apart from messages that values.py and checks.py made, none repeats what was written, unless it stands where
+only words of a closed list may: it could be a secret.
+"""
+
+import re
+from difflib import get_close_matches
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tcpgw.config.schema import Config
+from tcpgw.config.values import is_name, type_name
+from tcpgw.errors import Fault
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_attributes_type": "a table",
+    "model_type": "a table",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+
+def faults_of(error: ValidationError, table: dict[str, Any]) -> list[Fault]:
+    """List all that is wrong with `table`, the whole file's, which `error` came from."""
+    return [_fault(details, table) for details in error.errors() if not _is_consequence(details)]
+
+
+def _is_consequence(details: ErrorDetails) -> bool:
+    # Pydantic counts items after it has checked them, so a list of one faulty item is "too short" as well.
+    return details["type"] == "too_short" and bool(details["input"])
+
+
+def _fault(details: ErrorDetails, table: dict[str, Any]) -> Fault:
+    """Walk along pydantic's `loc` through the file and the schema at once.
+
+    The file's place differs from `loc` where pydantic names the member of a union, and where the file says
+    something shorter (`route = "redis"` is read as a list of one route).
+    """
+    path, name = "", ""
+    here: Any = table
+    kind: Any = Config
+    step: Any
+    known: list[str] = []
+    for step in details["loc"]:
+        if step in _tags(kind):
+            kind = _tags(kind)[step]
+            continue
+        if step == "[key]" or not isinstance(here, dict | list):
+            break
+        path += _written(step, first=not path)
+        known = list(getattr(kind, "model_fields", ()))
+        kind = _inside(kind, step)
+        here = here.get(step) if isinstance(here, dict) else here[step]
+        if isinstance(step, int) and isinstance(here, dict) and is_name(here.get("name")):
+            name = f" ({here['name']})"
+    if details["type"].startswith("union_tag"):
+        path, known = f"{path}.type", list(_tags(kind))
+    return Fault(path + name, _message(details, known))
+
+
+def _written(step: int | str, *, first: bool) -> str:
+    if isinstance(step, int):
+        return f"[{step}]"
+    key = step if re.fullmatch(r"[A-Za-z0-9_-]+", step) else repr(step)
+    return key if first else f".{key}"
+
+
+def _tags(kind: Any) -> dict[Any, Any]:
+    """Tell apart the members of a union of tables by what their `type` says; nothing for other kinds."""
+    members = get_args(kind) if get_origin(kind) in {Union, UnionType} else ()
+    tables = [member for member in members if _is_table(member)]
+    return {get_args(table.model_fields["type"].annotation)[0]: table for table in tables}
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _inside(kind: Any, step: Any) -> Any:
+    if _is_table(kind):
+        return kind.model_fields[step].annotation if step in kind.model_fields else None
+    arguments = get_args(kind)
+    if get_origin(kind) is dict:
+        return arguments[1]
+    return arguments[0] if arguments else None
+
+
+def _message(details: ErrorDetails, known: list[str]) -> str:
+    given, context, loc = details["input"], details.get("ctx", {}), details["loc"]
+    match details["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "missing":
+            return "missing: this key must be given"
+        case "extra_forbidden":
+            return f"unknown key: {_suggestion(str(loc[-1]), known)}"
+        case "tuple_type" if len(loc) == 1:
+            return f"must be a list of tables: write [[{loc[0]}]]"
+        case "literal_error":
+            return f"must be {context['expected']}, not {_word(given)}"
+        case "union_tag_invalid":
+            return f"must be {_choice(known)}, not {_word(given['type'])}"
+        case "union_tag_not_found":
+            return f"missing: must be {_choice(known)}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:.0f}"  # all limits are whole numbers
+        case "less_than_equal":
+            return f"must be at most {context['le']:.0f}"
+        case "too_short" | "string_too_short":
+            return "must not be empty"
+        case known_type if known_type in _EXPECTED:
+            return f"must be {_EXPECTED[known_type]}, not {type_name(given)}"
+    return details["msg"]
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = get_close_matches(key, known, n=1, cutoff=0.7)
+    return f"did you mean {close[0]!r}?" if close else f"known here are {', '.join(known)}"
+
+
+def _choice(words: list[str]) -> str:
+    *others, last = map(repr, words)
+    return f"{', '.join(others)} or {last}"
+
+
+def _word(given: Any) -> str:
+    return repr(given) if isinstance(given, str) else type_name(given)

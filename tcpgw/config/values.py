@@ -1,0 +1,359 @@
+"""The kinds of value in a configuration: how each is written, read, shown and described to editors.
+
+Each reader takes what TOML gives (or the finished value, for configurations made in Python) and raises
+ValueError with a message for the operator. A message repeats what the operator wrote, except for secrets
+and URLs: a URL may hold a password.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainSerializer,
+    PlainValidator,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from tcpgw.endpoints import Endpoint as _Endpoint
+from tcpgw.endpoints import Member as _Member
+
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a fraction",
+    str: "text",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def type_name(value: object) -> str:
+    """What an operator calls a TOML value's type."""
+    return _TYPE_NAMES.get(type(value), "a date or time")
+
+
+def _text(value: Any, example: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text such as {example!r}, not {type_name(value)}")  # noqa: TRY004  pydantic's rule
+    return value
+
+
+# ---- durations ----
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = "^" + "".join(rf"([0-9]+(\.[0-9]+)?{unit})?" for unit in ("h", "m", "s", "ms")) + "$"
+
+
+def _duration(value: Any) -> float:
+    wanted = "write 10s, 500ms, 1h30m or a number of seconds, more than 0"
+    if isinstance(value, str) and value and re.fullmatch(_DURATION, value):
+        seconds = sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([0-9.]+)(ms|[hms])", value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            seconds = float(value)
+        except OverflowError:  # TOML as Python reads it has integers of any size
+            seconds = math.inf
+    elif isinstance(value, str):
+        raise ValueError(f"{value!r} is not a duration: {wanted}")
+    else:
+        raise ValueError(f"must be a duration, not {type_name(value)}: {wanted}")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{value!r} is no usable duration: {wanted}")
+    return seconds
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    WithJsonSchema(
+        {"type": ["string", "number"], "minLength": 2, "pattern": _DURATION, "exclusiveMinimum": 0}
+    ),
+]
+"""Seconds, more than 0 and finite."""
+
+
+# ---- addresses ----
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Where a listener accepts: `host` (an IP address in canonical form) and `port` (0: the kernel chooses),
+    or, where `path` is not empty, a Unix socket.
+    """
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `0.0.0.0:9000`, `[::]:9000` or `unix:/run/x.sock`. Raises ValueError for the operator."""
+        if text.startswith("unix:"):
+            return cls(path=_socket_path(text.removeprefix("unix:")))
+        host, colon, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or (":" in host) != bracketed:
+            raise ValueError(
+                f"{text!r} is no address to bind: write 0.0.0.0:9000, [::]:9000 or unix:/run/x.sock"
+            )
+        if int(port) > 65535:
+            raise ValueError(f"port {port} is not between 0 and 65535")
+        try:
+            return cls(str(ip_address(host.strip("[]"))), int(port))
+        except ValueError:
+            raise ValueError(
+                f"{host!r} is not an IP address: write 0.0.0.0 or [::] for every address of this machine, "
+                "127.0.0.1 for this machine alone"
+            ) from None
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _socket_path(path: str) -> str:
+    if not path.startswith("/") or "\0" in path:
+        raise ValueError(f"{path!r} is no absolute path: write unix:/run/tcpgw/x.sock")
+    if len(os.fsencode(path)) > 107:  # sun_path of unix(7): 108 bytes with the closing NUL
+        raise ValueError(
+            f"the path of a Unix socket may have 107 bytes, this one has {len(os.fsencode(path))}"
+        )
+    return path
+
+
+def _bind(value: Any) -> Bind:
+    return value if isinstance(value, Bind) else Bind.parse(_text(value, "0.0.0.0:9000"))
+
+
+BindAddress = Annotated[
+    Bind,
+    PlainValidator(_bind),
+    PlainSerializer(str),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^(unix:/.+|[0-9.]+:[0-9]{1,5}|\[[0-9A-Fa-f:.%]+\]:[0-9]{1,5})$"}
+    ),
+]
+
+
+def _endpoint(value: Any) -> _Endpoint:
+    return value if isinstance(value, _Endpoint) else _Endpoint.parse(_text(value, "10.0.0.2:53"))
+
+
+_ENDPOINT_SCHEMA = {"type": "string", "pattern": r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"}
+
+EndpointAddress = Annotated[
+    _Endpoint, PlainValidator(_endpoint), PlainSerializer(str), WithJsonSchema(_ENDPOINT_SCHEMA)
+]
+
+MAX_WEIGHT = 65535  # SRV's (RFC 2782): one scale for every source of weights
+_MEMBER_FORM = '"10.0.0.1:8080" or { address = "10.0.0.1:8080", weight = 2 }'
+
+
+def _member(value: Any) -> _Member:
+    if isinstance(value, _Member):
+        return value
+    table = {"address": value} if isinstance(value, str) else value
+    if not isinstance(table, dict) or "address" not in table or not table.keys() <= {"address", "weight"}:
+        raise ValueError(f"must be {_MEMBER_FORM}")
+    weight = table.get("weight", 1)
+    if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
+        raise ValueError(f"weight must be a whole number from 0 to {MAX_WEIGHT}")
+    address = _text(table["address"], "10.0.0.1:8080")
+    if re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?:[0-9]+", address) and re.search(
+        r"[A-Za-z]", address
+    ):
+        raise ValueError(
+            f'{address!r} has a host name: use discovery type = "dns", which follows its changes'
+        )
+    return _Member(_Endpoint.parse(address), weight)
+
+
+def _written_member(member: _Member) -> dict[str, Any]:
+    return {"address": str(member.endpoint), "weight": member.weight}
+
+
+StaticMember = Annotated[
+    _Member,
+    PlainValidator(_member),
+    PlainSerializer(_written_member),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _ENDPOINT_SCHEMA,
+                {
+                    "type": "object",
+                    "properties": {
+                        "address": _ENDPOINT_SCHEMA,
+                        "weight": {"type": "integer", "minimum": 0, "maximum": MAX_WEIGHT, "default": 1},
+                    },
+                    "required": ["address"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
+def _network(value: Any) -> IPv4Network | IPv6Network:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    text = _text(value, "10.0.0.0/8")
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network: write 10.0.0.0/8, fd00::/8 or one address") from None
+    address = text.partition("/")[0]
+    if ip_address(address) != network.network_address:
+        # Taking it as the network would let in more than some operators meant, as the address fewer.
+        raise ValueError(
+            f"{text!r} is an address inside a network: write {network}, or {address} for it alone"
+        )
+    return network
+
+
+Network = Annotated[
+    IPv4Network | IPv6Network,
+    PlainValidator(_network),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9A-Fa-f.:]+(/[0-9.]+)?$"}),
+]
+
+
+# ---- texts ----
+
+# A name as in the DNS (RFC 1035) or an address: what else urlsplit lets through, the HTTP client breaks on.
+_LABEL = "[0-9A-Za-z_-]{1,63}"
+_NETLOC = rf"({_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?"
+
+
+def _url(value: Any) -> str:
+    text = _text(value, "https://modelarts.cn-north-4.myhuaweicloud.com")
+    try:
+        parts = urlsplit(text)
+        port_given_right = parts.port != 0
+    except ValueError:
+        raise ValueError("is not a URL: write https://host, https://host:port or https://host/path") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user name or password: take them out of the URL")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_given_right:
+        raise ValueError("is not a URL: write https://host, https://host:port or https://host/path")
+    if parts.query or parts.fragment or not re.fullmatch(r"[!-\[\]-~]+", text):
+        raise ValueError("may hold a host, a port and a path alone: no query, fragment, space or backslash")
+    if not re.fullmatch(_NETLOC, parts.netloc):
+        raise ValueError("has no possible host name: between dots stand 1 to 63 letters, digits, - or _")
+    return text.rstrip("/?#")
+
+
+Url = Annotated[
+    str,
+    BeforeValidator(_url),
+    WithJsonSchema({"type": "string", "format": "uri", "pattern": "^https?://[^@]+$"}),
+]
+"""`http://` or `https://`, without user, query, fragment and closing slash."""
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+def is_name(value: object) -> bool:
+    """Whether `value` can be the name of a service, a listener or a cloud."""
+    return isinstance(value, str) and re.fullmatch(_NAME, value) is not None
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(
+            f"{text!r} cannot be a name: letters, digits and . _ - alone, a letter or digit first, at most 63"
+        )
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": _NAME})]
+"""Stands in logs, metric labels, file names and on command lines, hence the narrow alphabet."""
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """What relative paths in a configuration are relative to: its own folder, wherever tcpgw was started."""
+    return Path((info.context or {}).get("folder", "."))
+
+
+def _path(value: Any, info: ValidationInfo) -> Path:
+    if isinstance(value, Path):
+        return value
+    text = _text(value, "/var/lib/tcpgw")
+    if not text or "\0" in text:
+        raise ValueError("is not a path: write one such as /var/lib/tcpgw")
+    return _folder(info) / text
+
+
+FilePath = Annotated[
+    Path, PlainValidator(_path), PlainSerializer(str), WithJsonSchema({"type": "string", "minLength": 1})
+]
+
+
+# ---- secrets ----
+
+
+def _secret(value: Any, info: ValidationInfo) -> SecretStr:
+    """Fetch a secret. No message holds any part of a literal one."""
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f'must be text, "env:NAME" or "file:PATH", not {type_name(value)}')  # noqa: TRY004
+    scheme, _, rest = value.partition(":")
+    if scheme == "env":
+        secret = _from_environment(rest)
+    elif scheme == "file":
+        secret = _from_file(_folder(info) / rest)
+    else:
+        secret = value
+    if not secret:
+        raise ValueError("must not be empty")
+    if not secret.isprintable():  # found here rather than by the HTTP client, which refuses it in a header
+        raise ValueError("the secret holds a line break or another control character: no credential has one")
+    return SecretStr(secret)
+
+
+def _from_environment(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("what follows env: is not the name of an environment variable")
+    secret = os.environ.get(name)
+    if not secret:
+        raise ValueError(f"the environment variable {name} is {'not set' if secret is None else 'empty'}")
+    return secret
+
+
+def _from_file(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"the file {path} cannot be read: {error.strerror}") from None
+    except ValueError:  # not UTF-8, or a NUL in the path
+        raise ValueError(f"the file {str(path)!r} cannot be read: not UTF-8 text") from None
+    text = text.removesuffix("\n")  # editors and `echo` end a file with a newline
+    if not text:
+        raise ValueError(f"the file {path} is empty")
+    return text
+
+
+Secret = Annotated[
+    SecretStr,
+    PlainValidator(_secret),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema({"type": "string", "minLength": 1, "writeOnly": True}),
+]
+"""A literal, `env:NAME` or `file:PATH`, fetched when the configuration is read; shown as asterisks."""

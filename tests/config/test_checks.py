@@ -1,0 +1,120 @@
+"""The checks that need more than one value."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tcpgw.config import checks
+from tcpgw.config.schema import Config
+
+
+def table(services: dict[str, str], routes: list[Any]) -> dict[str, Any]:
+    """Build a configuration of services (name to balance.key), and a listener for each route."""
+    return {
+        "service": [
+            {
+                "name": name,
+                "discovery": {"type": "static", "endpoints": ["10.0.0.1:80"]},
+                "balance": {"policy": "random", "key": key},
+            }
+            for name, key in services.items()
+        ],
+        "listener": [
+            {"name": f"l{i}", "bind": f"127.0.0.1:{i + 1}", "route": route} for i, route in enumerate(routes)
+        ],
+    }
+
+
+def faults(config: dict[str, Any]) -> list[tuple[Any, ...]]:
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate(config)
+    return [error["loc"] for error in caught.value.errors()]
+
+
+def test_a_configuration_made_in_python_is_checked_too() -> None:
+    """No `Config` exists whose routes lead nowhere, wherever it came from."""
+    assert faults(table({"a": "source_ip"}, ["a", "b"])) == [("listener", 1, "route", 0, "service")]
+
+
+def test_a_split_needs_one_key() -> None:
+    """Services of one route must hash alike, services of different routes need not."""
+    services = {"a": "source_ip", "b": "source_ip_port", "c": "source_ip"}
+    Config.model_validate(table(services, ["a", "b", [{"service": "a"}, {"service": "c"}]]))
+    assert faults(table(services, [[{"service": "a"}, {"service": "b"}]])) == [("listener", 0, "route")]
+
+
+def test_every_contradiction_is_reported_at_once() -> None:
+    """An operator sees all of a file's contradictions in one run."""
+    config = table({"a": "source_ip"}, ["b", "c"])
+    config["service"].append(config["service"][0])
+    config["service"].append(
+        config["service"][0] | {"name": "m", "discovery": {"type": "modelarts", "service_id": "1"}}
+    )
+    config["listener"][1] |= {"name": "l0", "bind": "127.0.0.1:1"}
+    assert faults(config) == [
+        ("service", 1, "name"),
+        ("listener", 1, "name"),
+        ("listener", 1, "bind"),
+        ("service", 2, "discovery", "cloud"),
+        ("listener", 0, "route", 0, "service"),
+        ("listener", 1, "route", 0, "service"),
+    ]
+
+
+def clouds(*auths: dict[str, Any]) -> dict[str, Any]:
+    common = {"endpoint": "https://m.test", "project_id": "p"}
+    tables = {f"c{index}": common | {"auth": auth} for index, auth in enumerate(auths)}
+    return table({"a": "source_ip"}, ["a"]) | {"cloud": tables}
+
+
+PASSWORD = {"type": "password", "iam": "https://i.test", "domain": "d", "user": "u", "password": "p"}
+KEY = {"type": "aksk", "access_key": "HUSH", "secret_key": "s"}
+
+
+@pytest.mark.parametrize(("auth", "key"), [(PASSWORD, "user"), (KEY, "access_key")])
+def test_an_iam_user_has_one_table(auth: dict[str, Any], key: str) -> None:
+    """Two tables for one user would let twice the cloud's limit through; the message shows no key."""
+    config = clouds(auth, PASSWORD | {"user": "other"}, KEY | {"access_key": "OTHER"}, auth)
+    assert faults(config) == [("cloud", "c3", "auth", key)]
+    with pytest.raises(ValidationError, match=r"\[cloud\.c0\] is the same IAM user") as caught:
+        Config.model_validate(config)
+    assert "HUSH" not in str(caught.value)
+
+
+def test_iam_users_are_told_apart() -> None:
+    """The same name in another account, or at another IAM, is another user."""
+    others = [PASSWORD | {"domain": "e"}, PASSWORD | {"iam": "https://j.test"}, KEY]
+    assert len(Config.model_validate(clouds(PASSWORD, *others)).cloud) == 4
+
+
+@given(st.integers(2, 20_000))
+def test_primes_pass_and_others_name_the_next(number: int) -> None:
+    """A number passes exactly if nothing divides it; else the message names a prime that passes."""
+    divides = any(number % divisor == 0 for divisor in range(2, number))
+    try:
+        assert checks.prime(number) == number
+        assert not divides
+    except ValueError as error:
+        assert divides
+        following = int(str(error).rpartition(" ")[2])
+        assert checks.prime(following) == following > number
+
+
+@pytest.mark.parametrize(
+    "name", ["redis", "redis.internal", "_redis._tcp.internal.", "a-1.example.com", "xn--bcher-kva.de"]
+)
+def test_names_of_the_dns_pass(name: str) -> None:
+    """Host names and SRV names are taken as they stand."""
+    assert checks.dns_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "a..b", "a b", "a:53", "10.0.0.1", "::1", "x" * 64, "x." * 128, "a\n"]
+)
+def test_what_the_dns_cannot_hold_is_refused(name: str) -> None:
+    """Addresses, empty and too long labels, ports and spaces are refused when the file is read."""
+    with pytest.raises(ValueError, match=r"is no name in the DNS|is an address"):
+        checks.dns_name(name)

@@ -1,0 +1,293 @@
+"""How durations, addresses, URLs, names and secrets are read and shown."""
+
+import math
+from contextlib import suppress
+from datetime import date
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr, TypeAdapter, ValidationError
+
+from tcpgw.config.values import (
+    Bind,
+    BindAddress,
+    Duration,
+    EndpointAddress,
+    FilePath,
+    Name,
+    Network,
+    Secret,
+    StaticMember,
+    Url,
+    is_name,
+    type_name,
+)
+from tcpgw.endpoints import Endpoint, Member
+
+DURATION: TypeAdapter[float] = TypeAdapter(Duration)
+BIND: TypeAdapter[Bind] = TypeAdapter(BindAddress)
+MEMBER: TypeAdapter[Member] = TypeAdapter(StaticMember)
+NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
+PATH: TypeAdapter[Path] = TypeAdapter(FilePath)
+SECRET: TypeAdapter[SecretStr] = TypeAdapter(Secret)
+URL: TypeAdapter[str] = TypeAdapter(Url)
+
+# Anything that TOML can hold, to be thrown at readers.
+toml_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.times()
+toml_values = st.recursive(
+    toml_scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("10s", 10),
+        ("500ms", 0.5),
+        ("2m", 120),
+        ("1h", 3600),
+        ("1h30m", 5400),
+        ("1.5s", 1.5),
+        (10, 10),
+        (0.25, 0.25),
+    ],
+)
+def test_durations_are_read_as_seconds(written: str | float, seconds: float) -> None:
+    """A duration is a number of seconds, or numbers with units from the largest down."""
+    assert DURATION.validate_python(written) == seconds
+
+
+@given(
+    hours=st.integers(0, 9999),
+    minutes=st.integers(0, 9999),
+    seconds=st.integers(0, 9999),
+    ms=st.integers(1, 9999),
+)
+def test_durations_add_their_units_up(hours: int, minutes: int, seconds: int, ms: int) -> None:
+    """What is written with units is the sum of its parts."""
+    read = DURATION.validate_python(f"{hours}h{minutes}m{seconds}s{ms}ms")
+    assert math.isclose(read, hours * 3600 + minutes * 60 + seconds + ms / 1000)
+
+
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False))
+def test_durations_round_trip_as_seconds(seconds: float) -> None:
+    """A number of seconds stays what it is, and so does what a dumped configuration holds."""
+    assert DURATION.validate_python(seconds) == seconds
+    assert DURATION.validate_json(DURATION.dump_json(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "s",
+        "10",
+        "10 s",
+        "1d",
+        "1s1m",
+        "-1s",
+        "0s",
+        "1e3s",
+        "\uff11s",
+        "9" * 400 + "h",
+        0,
+        -1,
+        True,
+        math.inf,
+        math.nan,
+        10**400,
+    ],
+)
+def test_other_durations_are_refused(written: Any) -> None:
+    """A duration without unit, of no length, without end or of another type is refused with advice."""
+    with pytest.raises(ValidationError, match="write 10s, 500ms, 1h30m or a number of seconds"):
+        DURATION.validate_python(written)
+
+
+@given(st.ip_addresses(), st.integers(0, 65535))
+def test_binds_round_trip(address: IPv4Address | IPv6Address, port: int) -> None:
+    """Any address with any port is read, and shown in the form that is read again as the same."""
+    bind = Bind.parse(f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}")
+    assert (bind.host, bind.port, bind.path) == (str(address), port, "")
+    assert Bind.parse(str(bind)) == bind
+    assert BIND.validate_json(BIND.dump_json(bind)) == bind
+
+
+def test_one_address_has_one_form() -> None:
+    """Two ways to write an IPv6 address are one bind."""
+    assert Bind.parse("[0:0:0:0:0:0:0:1]:80") == Bind("::1", 80) == Bind.parse("[::1]:80")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=25))
+def test_unix_binds_round_trip(rest: str) -> None:
+    """A Unix socket's absolute path is taken as it stands."""
+    bind = Bind.parse(f"unix:/{rest}")
+    assert (bind.host, bind.port, bind.path) == ("", 0, f"/{rest}")
+    assert Bind.parse(str(bind)) == bind
+
+
+@given(st.text())
+def test_no_text_breaks_the_reader_of_binds(text: str) -> None:
+    """Whatever stands there is read as a bind or refused as a value."""
+    try:
+        bind = Bind.parse(text)
+    except ValueError:
+        return
+    assert Bind.parse(str(bind)) == bind
+
+
+@pytest.mark.parametrize(
+    "kind", [Duration, BindAddress, EndpointAddress, StaticMember, Network, FilePath, Name, Secret, Url]
+)
+@given(value=toml_values)
+def test_no_value_breaks_a_reader(kind: Any, value: Any) -> None:
+    """Whatever TOML may hold is read or refused with a validation error, never with another exception."""
+    with suppress(ValidationError):
+        TypeAdapter(kind).validate_python(value)
+
+
+@pytest.mark.parametrize(
+    ("written", "member"),
+    [
+        ("10.0.0.1:80", Member(Endpoint("10.0.0.1", 80), 1)),
+        ({"address": "[fd00::1]:80"}, Member(Endpoint("fd00::1", 80), 1)),
+        ({"address": "10.0.0.1:80", "weight": 0}, Member(Endpoint("10.0.0.1", 80), 0)),
+    ],
+)
+def test_static_endpoints_are_read(written: Any, member: Member) -> None:
+    """A static endpoint is an address, or a table of address and weight; shown it is the table."""
+    assert MEMBER.validate_python(written) == member
+    assert MEMBER.validate_json(MEMBER.dump_json(member)) == member
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (BindAddress, Bind("::1", 80)),
+        (EndpointAddress, Endpoint("10.0.0.1", 80)),
+        (StaticMember, Member(Endpoint("10.0.0.1", 80), 2)),
+        (Network, ip_network("10.0.0.0/8")),
+        (FilePath, Path("/x")),
+        (Secret, SecretStr("env:taken as it is")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_finished_values_are_taken_as_they_are(kind: Any, value: Any) -> None:
+    """Who makes a configuration in Python may give what the readers would make."""
+    assert TypeAdapter(kind).validate_python(value) == value
+
+
+@given(st.ip_addresses(), st.data())
+def test_networks_round_trip(address: IPv4Address | IPv6Address, data: st.DataObject) -> None:
+    """A network, or one address, is read and shown in the form that is read again as the same."""
+    network = ip_network(f"{address}/{data.draw(st.integers(0, address.max_prefixlen))}", strict=False)
+    assert NETWORK.validate_python(str(network)) == network
+    assert NETWORK.validate_json(NETWORK.dump_json(network)) == network
+    assert NETWORK.validate_python(str(address)) == ip_network(address)
+
+
+def test_urls_lose_their_closing_slash() -> None:
+    """A path can be put behind a URL without looking."""
+    assert URL.validate_python("https://example.com/") == "https://example.com"
+    assert URL.validate_python("http://[::1]:8080/api//") == "http://[::1]:8080/api"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://user:hush@example.com", "https://hush@example.com", "ftp://u:hush@h:0/?hush#hush"]
+)
+def test_a_refused_url_is_not_shown(url: str) -> None:
+    """A URL may hold a password, so no message repeats it."""
+    with pytest.raises(ValidationError) as caught:
+        URL.validate_python(url)
+    assert "hush" not in str([(e["msg"], e.get("ctx")) for e in caught.value.errors()])
+
+
+@pytest.mark.parametrize(
+    "host", ["a..b", ".a", ".", "a..", "x" * 64, "a." + "x" * 64, "a\\b", "a$b", "[::1]]", "[v1.a]", "a:1:2"]
+)
+def test_a_url_needs_a_possible_host(host: str) -> None:
+    """A host that no name or address can be is refused when the file is read, not when it is called."""
+    for url in (f"https://{host}", f"https://{host}:443/v1"):
+        with pytest.raises(ValidationError, match=r"URL|host"):
+            URL.validate_python(url)
+
+
+@pytest.mark.parametrize(
+    "host", ["a", "A-1.b_c.", "x" * 63, "10.0.0.1", "[fd00::1]", "localhost:8080", "a.b:1"]
+)
+def test_names_and_addresses_are_hosts(host: str) -> None:
+    """Names with or without the closing dot, and addresses with or without port, are taken as they stand."""
+    assert URL.validate_python(f"https://{host}/v1") == f"https://{host}/v1"
+
+
+def test_a_url_holds_no_backslash() -> None:
+    """A backslash, which programs read differently, stands nowhere in a URL."""
+    with pytest.raises(ValidationError, match="backslash"):
+        URL.validate_python("https://a/b\\c")
+
+
+@given(st.text())
+def test_names_are_safe_to_use_anywhere(text: str) -> None:
+    """A name can stand in a file name, on a command line and in a metric label."""
+    if is_name(text):
+        assert Path("folder", text).parent == Path("folder")
+        assert text != ".."
+        assert not text.startswith("-")
+        assert text.isascii()
+
+
+def test_relative_paths_start_at_the_given_folder(tmp_path: Path) -> None:
+    """A relative path is relative to the configuration's folder, an absolute one is not."""
+    assert PATH.validate_python("x.json", context={"folder": tmp_path}) == tmp_path / "x.json"
+    assert PATH.validate_python("/x.json", context={"folder": tmp_path}) == Path("/x.json")
+
+
+def test_secrets_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret comes from the file itself, the environment, or another file without its last newline."""
+    monkeypatch.setenv("TCPGW_TEST_SECRET", "from the environment")
+    tmp_path.joinpath("secret").write_bytes(b"from a file\r\n")
+    context = {"folder": tmp_path}
+    assert SECRET.validate_python("literal:1").get_secret_value() == "literal:1"
+    assert SECRET.validate_python("env:TCPGW_TEST_SECRET").get_secret_value() == "from the environment"
+    assert SECRET.validate_python("file:secret", context=context).get_secret_value() == "from a file"
+    assert SECRET.validate_python(f"file:{tmp_path}/secret").get_secret_value() == "from a file"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"hush\xff", "not UTF-8"),
+        (b"hush\nhush\n", "line break"),
+        (None, "No such file"),
+    ],
+)
+def test_unusable_secret_files_are_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    """A missing, empty, binary or many-line file is no secret, and what it holds is not shown."""
+    if content is not None:
+        tmp_path.joinpath("secret").write_bytes(content)
+    with pytest.raises(ValidationError, match=reason) as caught:
+        SECRET.validate_python("file:secret", context={"folder": tmp_path})
+    assert "hush" not in str(caught.value.errors(include_input=False))
+
+
+@given(st.uuids())
+def test_secrets_are_masked(unique: UUID) -> None:
+    """No way to show a secret shows it."""
+    secret = SECRET.validate_python(f"hush{unique}")
+    for shown in (str(secret), repr(secret), str(SECRET.dump_python(secret)), str(SECRET.dump_json(secret))):
+        assert str(unique) not in shown
+        assert "***" in shown
+
+
+def test_types_have_an_operators_names() -> None:
+    """Messages speak of text, lists and tables, not of Python's types."""
+    names = {"text": "", "a whole number": 1, "a fraction": 1.5, "true or false": True, "a table": {}}
+    assert {type_name(value): value for value in names.values()} == names
+    assert (type_name([]), type_name(date.min)) == ("a list", "a date or time")
