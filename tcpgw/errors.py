@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
 
 class ConfigError(TcpgwError):
-    """The configuration cannot be used; the one in force stays. Carries every fault found, not just the first."""
+    """The configuration cannot be used; the one in force stays. `faults` has all that were found."""
 
     blame = "operator"
 
@@ -42,22 +42,43 @@ class ConfigError(TcpgwError):
 class DiscoveryError(TcpgwError):
     """A source could not say which instances a service has. The last good snapshot stays in force."""
 
-    blame = "cloud"
+    blame: ClassVar[Blame] = "cloud"
     retry_safe = True
+
+    @property
+    def repeated(self) -> str:
+        """The text less what differs each time: equal ones are one failure that goes on."""
+        return str(self)
 
 
 class ApiError(DiscoveryError):
     """The cloud answered a call with an error, readable and with what to do.
 
     `status` is the HTTP status, `code` the cloud's own code (`APIG.0301`, `ModelArts.0101`, …) or "",
-    `retry_after` the seconds that the cloud asked to wait, or None.
+    `retry_after` the seconds that the cloud asked to wait, or None, `request_id` the cloud's, or "".
     """
 
-    def __init__(self, message: str, *, status: int, code: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str = "",
+        retry_after: float | None = None,
+        request_id: str = "",
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.retry_after = retry_after
+        self.request_id = request_id
+
+    @property
+    def repeated(self) -> str:
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} (request {self.request_id})" if self.request_id else self.repeated
 
 
 class AnswerError(DiscoveryError):
@@ -77,7 +98,17 @@ class ProtocolError(TcpgwError):
 
 
 class ConnectError(TcpgwError):
-    """An instance could not be connected to. Nothing was sent, so the next candidate may be tried."""
+    """No instance could be connected to, in `tries` tries. Nothing was sent, so another try is safe."""
 
     blame = "instance"
+    retry_safe = True
+
+    def __init__(self, message: str, *, tries: int = 0) -> None:
+        super().__init__(message)
+        self.tries = tries
+
+
+class OverloadError(TcpgwError):
+    """The gateway has no descriptor, port or memory left for another connection. No instance is to blame."""
+
     retry_safe = True
