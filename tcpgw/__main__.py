@@ -1,0 +1,3 @@
+from tcpgw.cli import main
+
+main()

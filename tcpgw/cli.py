@@ -1,0 +1,322 @@
+"""The command line. What a command prints goes to stdout, logs and errors to stderr.
+
+Exit codes: 0 well, 1 failed while running, 2 bad usage or configuration.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Column, Table
+
+from tcpgw import __version__
+from tcpgw.app import Gateway, describe, make_hash, make_policy, make_sources
+from tcpgw.balancing import hashing
+from tcpgw.balancing.loads import Loads
+from tcpgw.config import load as configuration
+from tcpgw.config import schema
+from tcpgw.discovery.source import Source
+from tcpgw.endpoints import Endpoint, Snapshot
+from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
+from tcpgw.observe import logs
+from tcpgw.process.limits import calm_collector, fitting, needed_files, raise_open_files
+from tcpgw.process.signals import ending
+
+log = structlog.get_logger()
+# markup=False: "[fd00::1]:80" is an endpoint, not a style.
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
+
+app = typer.Typer(
+    name="tcpgw",
+    help="A TCP gateway for ModelArts services on the VPC high-speed channel.",
+    epilog="Exit codes: 0 well, 1 failed while running, 2 bad usage or configuration.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (TOML).")]
+
+
+def main() -> None:
+    """Run the command line: the entry point of the `tcpgw` script."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"tcpgw {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(config: ConfigFile) -> None:
+    """Run the gateway in the foreground until SIGTERM or SIGINT; a second one does not wait for draining."""
+    loaded = _load(config)
+    with logs.configured(loaded.gateway.log.format, loaded.gateway.log.level):
+        try:
+            uvloop.run(_serve(loaded))
+        except TcpgwError as exc:
+            log.error("stopped", error=str(exc))
+            raise typer.Exit(1) from None
+        except Exception:  # a bug: told where operators look, as one line like any other
+            log.exception("crashed")
+            raise typer.Exit(1) from None
+
+
+async def _serve(config: schema.Config) -> None:
+    config = _fitted(config, raise_open_files())
+    calm_collector()
+    with ending() as end:
+        async with AsyncExitStack() as stack:
+            gateway = Gateway(config)
+            # A start may wait long for discovery, and whoever ends it meanwhile must not.
+            await _first(end.asked.wait(), stack.enter_async_context(gateway))
+            if end.asked.is_set():
+                log.info("stopped", connections_cut=0)
+                return
+            log.info(
+                "ready",
+                version=__version__,
+                listeners={name: listener.address for name, listener in gateway.listeners.items()},
+                endpoints={name: len(pool.members) for name, pool in gateway.pools.items()},
+            )
+            await _first(end.asked.wait(), gateway.failed())
+            log.info("draining", seconds=config.gateway.drain)
+            await _first(end.now.wait(), gateway.drain(config.gateway.drain))
+            left = sum(len(listener.connections) for listener in gateway.listeners.values())
+    log.info("stopped", connections_cut=left)
+
+
+def _fitted(config: schema.Config, files: int) -> schema.Config:
+    """Lower `max_connections` to what the open files are enough for.
+
+    So clients beyond it wait in the kernel's queue, where otherwise they would be accepted with the last
+    descriptor and turned away for want of one to connect with.
+    """
+    total = sum(listener.max_connections for listener in config.listener)
+    share = fitting(total, files)
+    if share == 1:
+        return config
+    fitted = tuple(
+        listener.model_copy(update={"max_connections": max(1, int(listener.max_connections * share))})
+        for listener in config.listener
+    )
+    log.warning(
+        "max_connections_lowered",
+        open_files=files,
+        needed=needed_files(total),
+        max_connections={listener.name: listener.max_connections for listener in fitted},
+        hint="raise LimitNOFILE= or ulimit -n, or lower max_connections",
+    )
+    return config.model_copy(update={"listener": fitted})
+
+
+async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Wait for the first of these, raise what it raised, and cancel the others."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+@app.command()
+def check(config: ConfigFile) -> None:
+    """Validate a configuration and print what would run."""
+    loaded = _load(config)
+    services = _table("service", "discovery", "balance", "connect", title="services")
+    for service in loaded.service:
+        services.add_row(
+            service.name,
+            describe(service.discovery),
+            _balance(service.balance),
+            f"{service.connect.candidates} tries of {service.connect.timeout:g} s",
+        )
+    listeners = _table("listener", "bind", "plane", "route", "connections", title="listeners")
+    for listener in loaded.listener:
+        total = sum(route.weight for route in listener.route)
+        shares = ", ".join(
+            route.service if len(listener.route) == 1 else f"{route.service} {route.weight / total:.1%}"
+            for route in listener.route
+        )
+        listeners.add_row(listener.name, str(listener.bind), "stream", shares, str(listener.max_connections))
+    out.print(services, listeners)
+    wanted = needed_files(sum(listener.max_connections for listener in loaded.listener))
+    out.print(f"{config}: valid; needs up to {wanted} open files (LimitNOFILE=, ulimit -n)", soft_wrap=True)
+
+
+def _balance(balance: schema.Balance) -> str:
+    if balance.policy not in {"maglev", "ring"}:
+        return balance.policy
+    bound = f", at most {balance.bounded_load:g} times the average" if balance.bounded_load else ""
+    return f"{balance.policy} on {balance.key}{bound}"
+
+
+ServiceName = Annotated[str | None, typer.Option("--service", metavar="NAME", help="Only this service.")]
+
+
+@app.command()
+def endpoints(
+    config: ConfigFile,
+    service: ServiceName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask each service's discovery once and print its instances."""
+    loaded = _load(config)
+    chosen = [_service(loaded, service)] if service else list(loaded.service)
+    answers = _ask(loaded, chosen)
+    found = {name: answer for name, answer in answers.items() if not isinstance(answer, DiscoveryError)}
+    if as_json:
+        rows = {
+            name: [{"endpoint": str(member.endpoint), "weight": member.weight} for member in snapshot.members]
+            for name, snapshot in found.items()
+        }
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        table = _table("service", "endpoint", "weight")
+        for name, snapshot in found.items():
+            for member in snapshot.members:
+                table.add_row(name, str(member.endpoint), str(member.weight))
+        out.print(table)
+    for name, answer in answers.items():
+        if isinstance(answer, DiscoveryError):
+            _say(f"service {name}: {answer}")
+    if len(found) < len(answers):
+        raise typer.Exit(1)
+
+
+def _ask(config: schema.Config, services: list[schema.Service]) -> dict[str, Snapshot | DiscoveryError]:
+    """Ask discovery once for each service. Exits with 1 where the credentials cannot be used at all."""
+
+    async def one(name: str, source: Source) -> Snapshot | DiscoveryError:
+        try:
+            return Snapshot.of(name, await source.fetch(), taken_at=time.time())
+        except DiscoveryError as exc:
+            return exc
+        finally:
+            await source.close()
+
+    async def all_() -> dict[str, Snapshot | DiscoveryError]:
+        sources = make_sources(config, services)
+        answers = await asyncio.gather(*(one(name, source) for name, source in sources.items()))
+        return dict(zip(sources, answers, strict=True))
+
+    with logs.configured("auto", "warning"):
+        try:
+            return uvloop.run(all_())
+        except DiscoveryError as exc:
+            _say(str(exc))
+            raise typer.Exit(1) from None
+
+
+@app.command()
+def explain(
+    config: ConfigFile,
+    key: Annotated[str, typer.Argument(help="As balance.key says: 10.0.0.7, 10.0.0.7:40000 or a listener.")],
+    service: Annotated[str, typer.Option("--service", metavar="NAME", help="The service.")],
+) -> None:
+    """Print the candidates for a key, in order, and why."""
+    loaded = _load(config)
+    chosen = _service(loaded, service)
+    balance = chosen.balance
+    try:
+        position = _position(balance.key, key)
+    except ValueError as exc:
+        _say(f"{key!r} is not a key of service {service}, whose balance.key is {balance.key}: {exc}")
+        raise typer.Exit(2) from None
+    answer = _ask(loaded, [chosen])[service]
+    if isinstance(answer, DiscoveryError):
+        _say(f"service {service}: {answer}")
+        raise typer.Exit(1)
+    policy = make_policy(balance, answer.weights, Loads(time.monotonic))
+    out.print(f"service {service}: {_balance(balance)}", soft_wrap=True)
+    hashed = "xxhash64" if balance.key == "listener" else "jhash"
+    out.print(f"key {key}: {hashed} {position:#010x} (seed {hashing.SEED:#x})", soft_wrap=True)
+    out.print(policy.explain(position), soft_wrap=True)
+    table = _table("candidate", "endpoint", "weight")
+    for place, endpoint in enumerate(policy.candidates(position), 1):
+        table.add_row(str(place), str(endpoint), str(answer.weights[endpoint]))
+    out.print(table, "The order without load: a running gateway passes over endpoints at their bound.")
+
+
+def _position(key: str, text: str) -> int:
+    """Hash a key as a listener would. Raises ValueError."""
+    match key:
+        case "source_ip":
+            client = (Endpoint.of(text, 1).host, 0)  # as a listener sees it: ::ffff:10.0.0.7 is 10.0.0.7
+        case "source_ip_port":
+            host, port = Endpoint.parse(text)
+            client = (host, port)
+        case _:
+            return make_hash(key, text, hashing.SEED)(None)
+    return make_hash(key, "", hashing.SEED)(client)
+
+
+@app.command("schema")
+def schema_() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    typer.echo(json.dumps(configuration.json_schema(), indent=2))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=1, help="Length; the steps need about 6 s.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Start everything and wait for Ctrl-C.")] = False,
+) -> None:
+    """Show everything at work on this machine: an emulated cloud, real instances, a real gateway."""
+    if as_json and serve:
+        raise typer.BadParameter("choose one of --json and --serve")
+    from tcpgw.demo.view import run_demo  # noqa: PLC0415 - the emulated cloud is no part of a gateway
+
+    raise typer.Exit(run_demo(seconds, as_json=as_json, serve=serve))
+
+
+def _load(path: Path) -> schema.Config:
+    """Load a configuration, or print each fault with its key path and exit with 2."""
+    try:
+        return configuration.load(path)
+    except ConfigError as exc:
+        for fault in map(str, exc.faults):
+            _say(fault if str(path) in fault else f"{path}: {fault}")
+        raise typer.Exit(2) from None
+
+
+def _service(config: schema.Config, name: str) -> schema.Service:
+    for service in config.service:
+        if service.name == name:
+            return service
+    _say(f"no service is called {name!r}: there are {', '.join(service.name for service in config.service)}")
+    raise typer.Exit(2)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """Make a table that breaks a long cell rather than leave its end out: half an address is none."""
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
+
+
+def _say(message: str) -> None:
+    err.print(message, style="red", soft_wrap=True)

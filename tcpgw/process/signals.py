@@ -1,0 +1,33 @@
+"""The signals that end a gateway: the first asks it to drain, the second to stop at once."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Ending:
+    """`asked` is set by the first SIGTERM or SIGINT, `now` by the second."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.now = asyncio.Event()
+
+    def _signalled(self) -> None:
+        (self.now if self.asked.is_set() else self.asked).set()
+
+
+@contextmanager
+def ending() -> Iterator[Ending]:
+    """Take the two signals for as long as the context lasts. Needs a running loop in the main thread."""
+    loop = asyncio.get_running_loop()
+    state = Ending()
+    for number in _ENDING:
+        loop.add_signal_handler(number, state._signalled)  # noqa: SLF001 - its own file
+    try:
+        yield state
+    finally:
+        for number in _ENDING:
+            loop.remove_signal_handler(number)

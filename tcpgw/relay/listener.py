@@ -1,0 +1,371 @@
+"""An address that clients connect to: accept, find out who it is, connect an instance, relay, log once.
+
+The listener accepts from its socket itself rather than through `loop.create_server`. That makes
+`max_connections` exact (what is beyond waits in the kernel's queue, not in ours), costs no more CPU, and lets
+the client's bytes wait in the kernel until an instance is connected. asyncio's streams were tried for this
+conversation and left out: it reads at most one PROXY header, and a reader and writer per connection cost
+more than everything else here.
+"""
+
+import asyncio
+import errno
+import itertools
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_address
+
+import structlog
+
+from tcpgw.config.schema import Listener as Settings
+from tcpgw.endpoints import Endpoint
+from tcpgw.errors import ConnectError, OverloadError, ProtocolError
+from tcpgw.relay.reasons import Reason
+from tcpgw.relay.sockets import listen
+from tcpgw.relay.stream import Relay, Side
+from tcpgw.relay.upstream import Address, NoEndpointError, Upstream
+from tcpgw.wire import proxy_protocol
+
+log = structlog.get_logger()
+
+# Accepts per turn of the loop: enough that a burst costs few turns, few enough that relays get theirs.
+_ACCEPT_BATCH = 32
+# Seconds after a failed accept: mostly the process is out of descriptors, which only ending connections cure.
+_ACCEPT_PAUSE = 0.1
+# Seconds between two lines that say so: a full listener pauses at each connection's end.
+_SAY_FULL_EVERY = 60.0
+# A quiet connection is found at the latest this share of its time-out late.
+_SWEEPS_PER_TIMEOUT = 8
+# Connections looked at in one turn of the loop: about a third of a millisecond.
+_SWEEP_BATCH = 256
+# A PROXY header comes in one segment; what follows it in the same read is the instance's.
+_HEADER_READ = 4096
+
+
+class Connection:
+    """What the log and the operators hear of one client's connection."""
+
+    __slots__ = (
+        "client", "connect_time", "destination", "endpoint", "id", "kept_alive", "opened",
+        "peer", "relay", "setup", "socket", "tries", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, id_: int, sock: socket.socket, peer: Address | None, opened: float) -> None:
+        self.id = id_
+        self.socket = sock  # ours until the relay starts
+        self.peer = peer
+        self.client = peer  # until a PROXY header says who is behind it
+        self.destination: Address | None = None  # what a PROXY header says the client connected to
+        self.opened = opened
+        self.upstream: Upstream | None = None
+        self.endpoint: Endpoint | None = None
+        self.connect_time: float | None = None
+        self.tries = 0
+        self.relay: Relay | None = None
+        self.kept_alive = False
+        self.setup: asyncio.Task[None] | None = None
+
+
+class Listener:
+    """Owns its socket, its connections and the tasks that set them up. `choose` is the route.
+
+    Made and used in one running event loop.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sock: socket.socket,
+        choose: Callable[[Address | None], Upstream],
+        *,
+        log_connections: bool = True,
+    ) -> None:
+        self.name = settings.name
+        self.accepted = 0
+        self.paused = 0  # how often max_connections stopped the accepting
+        self.ended: Counter[Reason] = Counter()
+        self.bytes_in = 0  # from clients, of connections that have ended
+        self.bytes_out = 0
+        self.connections: dict[int, Connection] = {}
+        self._settings = settings
+        self._socket = sock
+        self._choose = choose
+        self._log_connections = log_connections
+        # Bound and kept because both are asked for with every connection, and the asking costs microseconds.
+        self._log = log.bind(listener=self.name)
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count(1)
+        self._sweeper: asyncio.Task[None] | None = None
+        self._accepting = False
+        self._stopped = False
+        self._next_full = 0.0
+        self._backing_off: asyncio.TimerHandle | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def address(self) -> str:
+        """Where clients connect, with the port that the kernel chose where the configuration says 0."""
+        if self._settings.bind.path:
+            return str(self._settings.bind)
+        host, port = self._socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    # ---- life ----
+
+    def start(self) -> None:
+        """Listen and accept. Call once. Raises BindError where another one listens here since the bind."""
+        listen(self._socket, self.address)
+        self._sweeper = self._loop.create_task(self._sweep())
+        self._resume()
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket: new clients are refused, connections go on. Idempotent.
+
+        Who already waits in the kernel's queue is let in, up to max_connections: they have been told that
+        they are connected, and would be reset.
+        """
+        accepted = -1
+        while self._accepting and accepted != self.accepted:
+            accepted = self.accepted
+            self._accept()
+        self._stopped = True
+        self._pause()
+        if self._backing_off:
+            self._backing_off.cancel()
+        self._socket.close()
+
+    async def drained(self) -> None:
+        """Return when no connection is left."""
+        await self._empty.wait()
+
+    async def close(self) -> None:
+        """Stop accepting and end every connection now. Idempotent; nothing is left open."""
+        self.stop_accepting()
+        tasks = [connection.setup for connection in self.connections.values() if connection.setup]
+        if self._sweeper:
+            tasks.append(self._sweeper)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in list(self.connections.values()):
+            if connection.relay:
+                connection.relay.abort(Reason.SHUTDOWN, reset=True)
+            else:  # its task was cancelled before its first step
+                self._end(connection, Reason.SHUTDOWN)
+        await self._empty.wait()
+
+    # ---- accept ----
+
+    def _resume(self) -> None:
+        if not self._accepting and not self._stopped:
+            self._accepting = True
+            self._loop.add_reader(self._socket, self._accept)
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._loop.remove_reader(self._socket)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPT_BATCH):
+            if len(self.connections) >= self._settings.max_connections:
+                self._pause_full()
+                return
+            try:
+                sock, address = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                self._back_off(exc)
+                return
+            self._open(sock, address)
+
+    def _pause_full(self) -> None:
+        self.paused += 1
+        self._pause()
+        now = time.monotonic()
+        if now >= self._next_full:
+            self._next_full = now + _SAY_FULL_EVERY
+            self._log.warning("accept_paused", connections=len(self.connections), times=self.paused)
+
+    def _back_off(self, exc: OSError) -> None:
+        out_of_files = exc.errno == errno.EMFILE
+        hint = "raise LimitNOFILE= or ulimit -n: a connection needs two" if out_of_files else None
+        self._log.error("accept_failed", error=exc.strerror, connections=len(self.connections), hint=hint)
+        self._pause()
+        self._backing_off = self._loop.call_later(_ACCEPT_PAUSE, self._retry)
+
+    def _retry(self) -> None:
+        self._backing_off = None
+        self._resume()
+
+    def _open(self, sock: socket.socket, address: tuple[str, int] | str) -> None:
+        self.accepted += 1
+        self._empty.clear()
+        peer = None if isinstance(address, str) else (_canonical(address[0]), address[1])
+        connection = Connection(next(self._ids), sock, peer, time.monotonic())
+        self.connections[connection.id] = connection
+        connection.setup = self._loop.create_task(self._serve(connection))
+
+    # ---- one connection ----
+
+    async def _serve(self, connection: Connection) -> None:
+        """From accept to relay. From the relay's start on, its protocols own the connection and its end."""
+        reason, error = Reason.SHUTDOWN, ""
+        try:
+            early = await self._identify(connection)
+            await self._connect(connection, early)
+        except ProtocolError as exc:
+            reason, error = Reason.PROTOCOL_ERROR, str(exc)
+        except TimeoutError:
+            reason = Reason.HEADER_TIMEOUT
+        except NoEndpointError as exc:
+            reason, error = Reason.NO_ENDPOINT, str(exc)
+        except OverloadError as exc:
+            reason, error = Reason.OVERLOAD, str(exc)
+        except ConnectError as exc:
+            reason, error, connection.tries = Reason.CONNECT_FAILED, str(exc), exc.tries
+        except OSError as exc:  # the client's own socket, before the relay
+            reason, error = Reason.CLIENT_RESET, str(exc)
+        except Exception:  # noqa: BLE001 - a bug that one connection meets must not end the others
+            reason = Reason.INTERNAL
+            self._log.exception("connection_error", id=connection.id)
+        finally:
+            connection.setup = None
+            if connection.relay is None:
+                self._end(connection, reason, error)
+
+    async def _identify(self, connection: Connection) -> bytes:
+        """Read the PROXY header where the peer must send one, and return what came behind it."""
+        if not self._settings.accept_proxy or not self._trusts(connection.peer):
+            return b""
+        data = b""
+        connection.socket.setblocking(False)  # otherwise the transport sees to it
+        async with asyncio.timeout(self._settings.proxy_timeout):
+            while (header := proxy_protocol.parse(data)) is None:
+                chunk = await self._loop.sock_recv(connection.socket, _HEADER_READ)
+                if not chunk:
+                    raise ProtocolError(f"closed at byte {len(data)}, before the end of its PROXY header")
+                data += chunk
+        connection.client = header.source or connection.peer
+        connection.destination = header.destination
+        return data[header.size :]
+
+    def _trusts(self, peer: Address | None) -> bool:
+        # Whoever may open the socket file of a Unix listener was let in by its owner and mode.
+        return peer is None or any(ip_address(peer[0]) in network for network in self._settings.accept_proxy)
+
+    async def _connect(self, connection: Connection, early: bytes) -> None:
+        upstream = connection.upstream = self._choose(connection.client)
+
+        def new_side() -> Side:
+            return Relay(partial(self._end, connection), connection.opened).instance
+
+        connected = await upstream.connect(connection.client, new_side)
+        connection.endpoint, side, connection.connect_time, connection.tries = connected
+        relay = connection.relay = side.relay
+        try:
+            if first := self._header(connection) + early:
+                relay.send_first(first)
+            relay.client.received = len(early)
+            await self._loop.connect_accepted_socket(lambda: relay.client, connection.socket)
+        except BaseException:
+            connection.relay = None
+            relay.abort(Reason.SHUTDOWN, reset=True)
+            raise
+
+    def _header(self, connection: Connection) -> bytes:
+        upstream = connection.upstream
+        if upstream is None or upstream.send_proxy is None:
+            return b""
+        destination = connection.destination
+        if destination is None and connection.peer:
+            host, port = connection.socket.getsockname()[:2]
+            destination = (_canonical(host), port)
+        build = proxy_protocol.build_v1 if upstream.send_proxy == "v1" else proxy_protocol.build_v2
+        return build(connection.client, destination)
+
+    # ---- ends ----
+
+    async def _sweep(self) -> None:
+        """End the connections that are quiet for too long. One pass for all instead of a timer for each."""
+        idle, fin, keepalive = (
+            self._settings.idle_timeout,
+            self._settings.fin_timeout,
+            self._settings.keepalive,
+        )
+        while True:
+            await asyncio.sleep(min(idle, fin, keepalive) / _SWEEPS_PER_TIMEOUT)
+            for count, connection in enumerate(list(self.connections.values()), 1):
+                if count % _SWEEP_BATCH == 0:
+                    await asyncio.sleep(0)
+                if connection.relay is None:
+                    continue
+                if not connection.kept_alive:
+                    # Here and not at the connect: a connection that ends before the first probe is due, as
+                    # most do where connections are short, is spared five system calls.
+                    connection.kept_alive = True
+                    connection.relay.keep_alive(keepalive)
+                self._expire(connection.relay, idle, fin)
+
+    @staticmethod
+    def _expire(relay: Relay, idle: float, fin: float) -> None:
+        quiet = relay.idle_seconds(time.monotonic())
+        if relay.half_closed and quiet >= fin:
+            relay.abort(Reason.FIN_TIMEOUT, reset=True)
+        elif quiet >= idle:
+            relay.abort(Reason.IDLE_TIMEOUT, reset=False)
+
+    def _end(self, connection: Connection, reason: Reason, error: str = "") -> None:
+        """Count and log a connection's end. Idempotent: set-up and relay may both find that it is over."""
+        if self.connections.pop(connection.id, None) is None:
+            return
+        self.ended[reason] += 1
+        upstream, endpoint, relay = connection.upstream, connection.endpoint, connection.relay
+        if relay is None:
+            connection.socket.close()
+        connection.relay = None  # it knows this connection: no cycle for the collector
+        if upstream and endpoint:
+            upstream.release(endpoint)
+        bytes_in = relay.client.received if relay else 0
+        bytes_out = relay.instance.received if relay else 0
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+        if not self.connections:
+            self._empty.set()
+        if self._backing_off is None:
+            self._resume()
+        if self._log_connections:
+            now = time.monotonic()
+            self._log.info(
+                "connection_closed",
+                id=connection.id,
+                client=_text(connection.client),
+                service=upstream.service if upstream else None,
+                endpoint=str(endpoint) if endpoint else None,
+                bytes_in=bytes_in,
+                bytes_out=bytes_out,
+                duration=round(now - connection.opened, 6),
+                connect_time=connection.connect_time and round(connection.connect_time, 6),
+                tries=connection.tries,
+                reason=reason.value,
+                **({"error": error} if error else {}),
+                **({"peer": _text(connection.peer)} if connection.peer != connection.client else {}),
+            )
+
+
+def _canonical(host: str) -> str:
+    """The kernel's text of an address as `endpoints.Endpoint` writes it, so that one client is one key."""
+    mapped = host.removeprefix("::ffff:")
+    return mapped if "." in mapped and ":" not in mapped else host.partition("%")[0]
+
+
+def _text(address: Address | None) -> str:
+    """For the log. A client of a Unix socket has no address."""
+    if address is None:
+        return "unix"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

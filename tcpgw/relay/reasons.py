@@ -1,0 +1,21 @@
+"""Why a connection ended: a closed list, because it is a metric label and what alerts are written on."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Exactly one stands on every closing line."""
+
+    CLIENT_FIN = "client_fin"  # the client closed first, and everything was delivered
+    INSTANCE_FIN = "instance_fin"  # the instance closed first, and everything was delivered
+    CLIENT_RESET = "client_reset"
+    INSTANCE_RESET = "instance_reset"
+    IDLE_TIMEOUT = "idle_timeout"  # no byte either way for the listener's idle_timeout
+    FIN_TIMEOUT = "fin_timeout"  # one side closed, the other neither sent nor read for fin_timeout
+    CONNECT_FAILED = "connect_failed"  # no candidate could be connected to
+    NO_ENDPOINT = "no_endpoint"  # the service has no endpoint that takes connections
+    OVERLOAD = "overload"  # the gateway itself had no descriptor or memory left to connect with
+    PROTOCOL_ERROR = "protocol_error"  # a trusted source sent no valid PROXY header
+    HEADER_TIMEOUT = "header_timeout"  # … or did not send it in time
+    SHUTDOWN = "shutdown"
+    INTERNAL = "internal"  # a bug in tcpgw; the line before it in the log has the traceback

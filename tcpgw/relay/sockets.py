@@ -1,0 +1,83 @@
+"""Opening sockets for listening, and the options that both sides of a relay carry."""
+
+import contextlib
+import os
+import socket
+import stat
+
+from tcpgw.config.values import Bind
+from tcpgw.errors import TcpgwError
+
+# Long enough for a burst of reconnecting clients; the kernel cuts it to net.core.somaxconn (4096 on Linux).
+BACKLOG = 4096
+# Unanswered probes before the kernel gives a connection up: at 60 s, a dead peer is noticed after 4 minutes.
+_KEEPALIVE_PROBES = 3
+# Whoever may read and write the socket file may connect: owner and group, as HAProxy's and PostgreSQL's
+# packages set theirs up.
+_UNIX_MODE = 0o660
+
+
+class BindError(TcpgwError):
+    """The address cannot be listened on: taken, not this host's, or not permitted."""
+
+    blame = "operator"
+
+
+def set_options(sock: socket.socket, keepalive: float) -> None:
+    """TCP_NODELAY, and probes every `keepalive` seconds. On Linux, accepted sockets inherit both."""
+    probe = max(1, round(keepalive))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+
+
+def bind_socket(bind: Bind, keepalive: float) -> socket.socket:
+    """Open a non-blocking socket at an address, not listening yet. Raises BindError, nothing left open."""
+    family = socket.AF_UNIX if bind.path else socket.AF_INET6 if ":" in bind.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if bind.path:
+            _remove_stale(bind.path)
+            sock.bind(bind.path)
+            os.chmod(bind.path, _UNIX_MODE)  # noqa: PTH101 - also right for an unusual path
+            # At once: another start would take a file that nobody listens on for a crash's and remove it.
+            sock.listen(BACKLOG)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # "[::]:9000" takes IPv4 too, as nginx and HAProxy do on Linux by default.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            set_options(sock, keepalive)
+            sock.bind((bind.host, bind.port))
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        raise BindError(f"cannot listen on {bind}: {exc.strerror or exc}") from exc
+    return sock
+
+
+def listen(sock: socket.socket, address: str) -> None:
+    """Listen on a bound socket. Raises BindError: SO_REUSEADDR lets two bind an address, but one listen."""
+    try:
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        raise BindError(f"cannot listen on {address}: {exc.strerror or exc}") from exc
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on, as left by a crash. Raises OSError where somebody does."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
+            raise FileExistsError(17, "a file that is not a socket is in the way")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # a full queue is a listener too: EAGAIN
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)  # noqa: PTH108
+                return
+            except BlockingIOError:
+                pass
+        raise FileExistsError(17, "another process listens on it")

@@ -1,0 +1,37 @@
+import os
+import signal
+
+import pytest
+
+from tcpgw.process.signals import ending
+from tests.support.streams import in_time
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_signal_asks_and_the_second_demands(number: int) -> None:
+    """One signal sets `asked` alone, the next one `now`, and more change nothing."""
+    with ending() as end:
+        assert not end.asked.is_set()
+        os.kill(os.getpid(), number)
+        await in_time(end.asked.wait())
+        assert not end.now.is_set()
+        os.kill(os.getpid(), number)
+        await in_time(end.now.wait())
+        os.kill(os.getpid(), number)
+
+
+async def test_the_two_signals_count_together() -> None:
+    """Ctrl-C after a supervisor's SIGTERM is the second signal."""
+    with ending() as end:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await in_time(end.asked.wait())
+        os.kill(os.getpid(), signal.SIGINT)
+        await in_time(end.now.wait())
+
+
+async def test_afterwards_the_signals_end_the_process() -> None:
+    """Whoever signals after the context, or after an error inside it, is not left waiting."""
+    with pytest.raises(RuntimeError, match="inside"), ending():
+        raise RuntimeError("inside")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
