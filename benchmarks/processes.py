@@ -1,0 +1,150 @@
+"""Starts, measures and ends the processes of a benchmark. Linux only: reads /proc, pins with taskset."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+STOP_TIMEOUT = 5.0
+START_TIMEOUT = 15.0
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class BenchmarkError(Exception):
+    """The benchmark cannot go on; the message names the process and shows what it said last."""
+
+
+def find(program: str) -> str | None:
+    """Find a command on PATH, beside this interpreter (wheels), or in sbin, which a user's PATH lacks."""
+    beside = Path(sys.executable).parent
+    return shutil.which(program, path=f"{beside}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def require(program: str, package: str) -> str:
+    """Find a command that there is no benchmark without. Raises BenchmarkError naming what offers it."""
+    path = find(program)
+    if path is None:
+        raise BenchmarkError(f"{program} is not installed: it comes with {package}")
+    return path
+
+
+def free_ports(count: int) -> list[int]:
+    """Let the kernel choose TCP ports. All are held until the last is known, so no two are alike."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def pinned(command: list[str], core: int | None) -> list[str]:
+    # taskset replaces itself by the command, so the pid that Popen knows stays the right one.
+    return command if core is None else ["taskset", "-c", str(core), *command]
+
+
+def parents() -> dict[int, int]:
+    """Map every process to its parent: CONFIG_PROC_CHILDREN, which would be shorter, is optional."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := stat_fields(int(entry.name))):
+            found[int(entry.name)] = int(fields[1])
+    return found
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return /proc/PID/stat from its third field on (the second, the name, may hold spaces), [] if gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its living descendants."""
+    parent = parents()
+    members = [pid]
+    for member in members:  # grows while it is walked: breadth first
+        members.extend(child for child, of in parent.items() if of == member)
+    return members
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that this benchmark started."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process, its threads and its children, living or waited for.
+
+        The kernel derives it from run time in nanoseconds and reports it in ticks of 10 ms. Raises
+        BenchmarkError where the process has ended: its children may relay on, and would cost nothing.
+        """
+        if self.process.poll() is not None:
+            raise BenchmarkError(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
+        fields = filter(None, (stat_fields(pid) for pid in family(self.process.pid)))
+        return sum(int(ticks) for each in fields for ticks in each[11:15]) / TICKS_PER_SECOND
+
+    def pin(self, core: int | None) -> None:
+        """Move the running process, all its threads, to a core; None leaves it where it is."""
+        if core is not None:
+            for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
+
+    def stop(self) -> None:
+        """End the process, then whatever is left of its group: a killed nginx leaves its worker behind."""
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_TIMEOUT)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Poll until the process does its work. Raises BenchmarkError when it ends first, or never does."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while not ready():
+            if self.process.poll() is not None:
+                raise BenchmarkError(
+                    f"{self.name} ended at once with {self.process.returncode}:\n{self.tail()}"
+                )
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"{self.name} did not answer in {START_TIMEOUT:.0f} s:\n{self.tail()}")
+            time.sleep(0.02)
+
+    def tail(self) -> str:
+        """Return the last lines of what the process wrote."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def start(name: str, command: list[str], *, log: Path, core: int | None, cwd: Path | None = None) -> Child:
+    """Start a process with its output appended to `log`, which peers may also open for their access log."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            pinned(command, core),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            start_new_session=True,  # Ctrl-C reaches only the benchmark, which then ends the rest in order
+        )
+    return Child(name, process, log)
+
+
+def first_line(command: list[str]) -> str:
+    """Return the first line that a command prints, on either stream: nginx tells its version on stderr."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"unknown ({error})"
+    lines = (done.stdout + done.stderr).split("\n")
+    return next((line.strip() for line in lines if line.strip()), "unknown")
