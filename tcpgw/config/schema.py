@@ -37,6 +37,7 @@ from tcpgw.config.values import (
     Name,
     Network,
     Secret,
+    Size,
     StaticMember,
     Text,
     Url,
@@ -411,6 +412,13 @@ class Listener(_Table):
         ge=1,
         le=32767,  # tcp(7): TCP_KEEPIDLE is whole seconds in 16 bits
         description="Seconds of silence before TCP probes: below the 350 s of common NAT paths.",
+    )
+    buffer: Size = Field(
+        default=65536,
+        ge=4096,
+        le=1 << 30,
+        description="Bytes that may wait for a side that reads slowly before the other is read no more: "
+        "memory for each connection and direction, with one read on top (64KiB: asyncio's).",
     )
     accept_proxy: tuple[Network, ...] = Field(
         default=(),

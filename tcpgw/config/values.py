@@ -83,6 +83,27 @@ Duration = Annotated[
 """Seconds, more than 0 and finite."""
 
 
+# ---- sizes ----
+
+_SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = "^[0-9]{1,9}(B|KiB|MiB|GiB)$"
+
+
+def _size(value: Any) -> int:
+    wanted = "write 64KiB, 16MiB, 1GiB or a number of bytes"
+    if isinstance(value, str) and (match := re.fullmatch(_SIZE, value)):
+        return int(value.removesuffix(match[1])) * _SIZES[match[1]]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is not a size: {wanted}")
+
+
+Size = Annotated[
+    int, BeforeValidator(_size), WithJsonSchema({"type": ["string", "integer"], "pattern": _SIZE})
+]
+"""Bytes."""
+
+
 # ---- addresses ----
 
 

@@ -262,7 +262,8 @@ class Listener:
         upstream = connection.upstream = self._choose(connection.client)
 
         def new_side() -> Side:
-            return Relay(partial(self._end, connection), connection.opened).instance
+            end = partial(self._end, connection)
+            return Relay(end, connection.opened, self._settings.buffer).instance
 
         connected = await upstream.connect(connection.client, new_side)
         connection.endpoint, side, connection.connect_time, connection.tries = connected

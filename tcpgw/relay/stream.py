@@ -26,6 +26,7 @@ from tcpgw.relay.reasons import Reason
 from tcpgw.relay.sockets import set_options
 
 _READ = 65536  # bytes
+DEFAULT_BUFFER = 65536  # bytes: every transport's high-water mark, so not set for each anew
 # SO_LINGER on, 0 s: closing sends RST and drops what is unsent (socket(7)).
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -98,18 +99,29 @@ class Relay:
     """Two sides and the one reason for which they ended.
 
     The owner connects `instance` first and then `client`, each through an event loop call that takes a
-    protocol; bytes flow from then on. `on_end` is called exactly once, after both transports are gone.
+    protocol; bytes flow from then on. `buffer` is the high-water mark of each direction, in bytes. `on_end`
+    is called exactly once, after both transports are gone.
     """
 
-    __slots__ = ("_delivered", "_first_fin", "_on_end", "_quiet_since", "client", "instance", "reason")
+    __slots__ = (
+        "_buffer",
+        "_delivered",
+        "_first_fin",
+        "_on_end",
+        "_quiet_since",
+        "client",
+        "instance",
+        "reason",
+    )
 
-    def __init__(self, on_end: Callable[[Reason], None], now: float) -> None:
+    def __init__(self, on_end: Callable[[Reason], None], now: float, buffer: int = DEFAULT_BUFFER) -> None:
         self.client = Side(self, Reason.CLIENT_FIN, Reason.CLIENT_RESET)
         self.instance = Side(self, Reason.INSTANCE_FIN, Reason.INSTANCE_RESET)
         self.client.other, self.instance.other = self.instance, self.client
         self.reason: Reason | None = None
         self._first_fin: Reason | None = None
         self._on_end = on_end
+        self._buffer = buffer
         self._delivered = 0
         self._quiet_since = now
 
@@ -120,6 +132,8 @@ class Relay:
                 self.abort(self.reason or side.other.fin, reset=True)
                 return
             assert side.other.transport is not None  # noqa: S101 - join() is called when both stand
+            if self._buffer != DEFAULT_BUFFER:
+                side.other.transport.set_write_buffer_limits(high=self._buffer)
             side.write = side.other.transport.write
             if side.early:
                 side.write(b"".join(side.early))

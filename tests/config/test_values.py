@@ -22,6 +22,7 @@ from tcpgw.config.values import (
     Name,
     Network,
     Secret,
+    Size,
     StaticMember,
     Url,
     is_name,
@@ -291,3 +292,24 @@ def test_types_have_an_operators_names() -> None:
     names = {"text": "", "a whole number": 1, "a fraction": 1.5, "true or false": True, "a table": {}}
     assert {type_name(value): value for value in names.values()} == names
     assert (type_name([]), type_name(date.min)) == ("a list", "a date or time")
+
+
+# ---- sizes ----
+
+SIZES: TypeAdapter[int] = TypeAdapter(Size)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("512B", 512), ("64KiB", 65536), ("16MiB", 16 << 20), ("1GiB", 1 << 30), (4096, 4096)],
+)
+def test_sizes_are_read_as_bytes(written: str | int, size: int) -> None:
+    """Binary units, or a plain number of bytes."""
+    assert SIZES.validate_python(written) == size
+
+
+@pytest.mark.parametrize("written", ["16MB", "16 MiB", "-1KiB", "1.5MiB", "MiB", "", 1.5, True, None])
+def test_other_sizes_are_refused(written: Any) -> None:
+    """No decimal units, which some read as binary ones, and nothing without a number."""
+    with pytest.raises(ValidationError, match="is not a size: write 64KiB"):
+        SIZES.validate_python(written)

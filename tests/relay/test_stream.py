@@ -214,6 +214,17 @@ async def test_an_instance_that_stops_listening_after_its_answer() -> None:
 # ---- back-pressure ----
 
 
+async def test_the_buffer_is_as_large_as_configured() -> None:
+    """A side that reads nothing is read ahead for by `buffer` bytes, and one read more."""
+    async with bed(listener='buffer = "4MiB"') as b:
+        client, instance = await b.pair(receive_buffer=65536)
+        await instance.send_until_stalled()
+        transport = (await b.relay()).client.transport
+        assert transport is not None
+        assert 4 * MiB <= transport.get_write_buffer_size() <= 4 * MiB + HELD
+        client.reset()
+
+
 @pytest.mark.parametrize("sender", ["client", "instance"])
 async def test_a_reader_that_stalls_holds_memory_flat(sender: str) -> None:
     """An endless sender is stopped, user space holds one buffer of it, others go on; then it flows again."""
