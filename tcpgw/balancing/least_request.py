@@ -1,29 +1,16 @@
 """The less loaded of two endpoints drawn at random."""
 
-from collections.abc import Iterator, Mapping
-from random import Random as Rng
-
-from tcpgw.balancing.loads import Loads
-from tcpgw.balancing.sampling import Random, better_of_two
+from tcpgw.balancing.sampling import BetterOfTwo
 from tcpgw.endpoints import Endpoint
 
 
-class LeastRequest:
+class LeastRequest(BetterOfTwo):
     """Power of two choices: two endpoints drawn by weight, the one with fewer in flight per weight first.
 
     As nginx's `least_conn`, by inflight / weight and not (inflight + 1) / weight: with the latter a heavier
     endpoint would look less loaded while both are idle, and at low traffic a weight of 2 beside two of 1
     would get five sixths of all connections instead of half.
     """
-
-    def __init__(self, weights: Mapping[Endpoint, float], loads: Loads, rng: Rng) -> None:
-        self._random = Random(weights, rng)
-        self._weights = dict(weights)
-        self._loads = loads
-
-    def candidates(self, position: int) -> Iterator[Endpoint]:
-        """The better of two, the other, then the rest at random by weight."""
-        return better_of_two(self._random.candidates(position), self._cost)
 
     def explain(self, position: int) -> str:  # noqa: ARG002  # the interface's
         return "least_request: of two drawn by weight the one with fewer in flight per weight"

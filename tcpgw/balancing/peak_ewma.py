@@ -1,10 +1,6 @@
 """The one of two random endpoints that is likely to answer sooner."""
 
-from collections.abc import Iterator, Mapping
-from random import Random as Rng
-
-from tcpgw.balancing.loads import Loads
-from tcpgw.balancing.sampling import Random, better_of_two
+from tcpgw.balancing.sampling import BetterOfTwo
 from tcpgw.endpoints import Endpoint
 
 # Seconds. An endpoint that has something in flight but no latency yet counts as slower than any that has,
@@ -12,21 +8,12 @@ from tcpgw.endpoints import Endpoint
 _UNMEASURED = 3600.0
 
 
-class PeakEwma:
+class PeakEwma(BetterOfTwo):
     """Finagle's and Linkerd's peak EWMA: latency * (in flight + 1) / weight of two endpoints drawn by weight.
 
     The latency is that of `Loads.observe`: it rises at once and falls over 10 s, so that an endpoint that
     stalls is avoided from its first slow answer on. Where nobody observes, this is least request.
     """
-
-    def __init__(self, weights: Mapping[Endpoint, float], loads: Loads, rng: Rng) -> None:
-        self._random = Random(weights, rng)
-        self._weights = dict(weights)
-        self._loads = loads
-
-    def candidates(self, position: int) -> Iterator[Endpoint]:
-        """The better of two, the other, then the rest at random by weight."""
-        return better_of_two(self._random.candidates(position), self._cost)
 
     def explain(self, position: int) -> str:  # noqa: ARG002  # the interface's
         return "peak_ewma: of two drawn by weight the one with the lower latency * (in flight + 1) / weight"

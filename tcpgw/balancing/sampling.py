@@ -1,10 +1,12 @@
 """Choice at random by weight, and the better of two so chosen."""
 
+from abc import ABC, abstractmethod
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate, islice
 from random import Random as Rng
 
+from tcpgw.balancing.loads import Loads
 from tcpgw.endpoints import Endpoint
 
 
@@ -54,3 +56,24 @@ def better_of_two(drawn: Iterator[Endpoint], cost: Callable[[Endpoint], float]) 
     """
     yield from sorted(islice(drawn, 2), key=cost)
     yield from drawn
+
+
+class BetterOfTwo(ABC):
+    """A policy of two choices; its kinds differ in what an endpoint costs."""
+
+    def __init__(self, weights: Mapping[Endpoint, float], loads: Loads, rng: Rng) -> None:
+        self._random = Random(weights, rng)
+        self._weights = dict(weights)
+        self._loads = loads
+
+    def candidates(self, position: int) -> Iterator[Endpoint]:
+        """The better of two, the other, then the rest at random by weight."""
+        return better_of_two(self._random.candidates(position), self._cost)
+
+    @abstractmethod
+    def explain(self, position: int) -> str:
+        """As `Policy.explain`."""
+
+    @abstractmethod
+    def _cost(self, endpoint: Endpoint) -> float:
+        """What speaks against an endpoint now."""
