@@ -3,6 +3,7 @@
 `OSError` and library exceptions are translated where they arise; above that line only these are caught.
 """
 
+from enum import StrEnum
 from typing import ClassVar, Literal, NamedTuple
 
 Blame = Literal["operator", "cloud", "client", "instance", "gateway"]
@@ -95,6 +96,26 @@ class ProtocolError(TcpgwError):
     """A client sent bytes that its protocol does not allow. Its connection is closed, nobody else's."""
 
     blame = "client"
+
+
+class FrameTooLargeError(ProtocolError):
+    """A frame says that it is longer than the listener's `max_frame`."""
+
+
+class Code(StrEnum):
+    """What an rpc client is told, in its own protocol, where the gateway answers in an instance's stead.
+
+    A closed and documented list: clients branch on it, and it is a metric label.
+    """
+
+    UNAUTHENTICATED = "unauthenticated"  # no credentials, or none that are known
+    DENIED = "denied"  # the method is not for this client
+    NO_ENDPOINT = "no_endpoint"  # no instance that takes requests; nothing was sent
+    OVERLOADED = "overloaded"  # a limit or a queue is full; nothing was sent
+    DEADLINE_EXCEEDED = "deadline_exceeded"  # the instance may still be at work on it
+    UPSTREAM_LOST = "upstream_lost"  # the connection to the instance broke; it may have done the work
+    FRAME_TOO_LARGE = "frame_too_large"
+    BAD_FRAME = "bad_frame"  # the connection ends after it
 
 
 class ConnectError(TcpgwError):

@@ -1,0 +1,125 @@
+"""What a correlating codec offers: which message is which, and how it passes under another number.
+
+A correlating protocol marks each request with an id and its answer with the same one. So requests of many
+clients can share a connection to an instance: each goes under a number of the gateway's own, and its answer
+comes back under the id that its client gave, byte for byte. Bodies are neither decoded nor copied.
+
+A codec is stateless. *Frame* means all bytes of a message, a length in front included where the framing has
+one. Most messages are ordinary: a whole request, or a whole answer. `take_requests` and `take_answers` pass
+runs of these in one call with everything inline, because a call for each would cost a third of a pipelined
+request; whatever they stop at is read by `read`. Both ways lead to the same bytes.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol
+
+from tcpgw.errors import Code
+
+FIRST_NUMBER = 1 << 16
+"""The gateway's own numbers start here: MessagePack's shortest form of all up to LAST_NUMBER is 5 bytes, so
+that every instance echoes the same form."""
+LAST_NUMBER = (1 << 31) - 1
+"""Thrift's ids are signed."""
+LARGE = 8192
+"""Bytes from which a body is passed on as a view instead of a copy. A copy is cheaper below: the view is an
+object more, and keeps all that was read with it."""
+PARTS = 3
+"""Parts that `take_answers` makes of each answer."""
+
+Path = tuple[int | str, ...]
+"""Where a value stands within a request's parameters: `(0, "session")` for `params[0].session`."""
+
+Piece = bytes | memoryview
+Batch = tuple[Any, float, Any, Any]
+"""What the requests of one read share: their owner, when they came, their rule, and their call or None."""
+Entry = tuple[Batch, bytes]
+"""A request in flight: its batch, and the token that its answer needs."""
+Run = tuple[Batch, list[Piece]]
+"""Answers that follow each other and belong to one batch: PARTS parts for each."""
+
+
+class Kind(IntEnum):
+    REQUEST = 0
+    ANSWER = 1
+    NOTIFY = 2
+
+
+class Message(NamedTuple):
+    """The head of a message, as far as a gateway needs it.
+
+    `token` is what the codec needs of this message later: of a request, all that `answer` and `error` must
+    know to answer it (its id as the client encoded it, and in Thrift its name and encoding); of an answer,
+    its own head. `number` is an answer's id, which was the gateway's number, and -1 for all others. `rest` is
+    the offset of the first byte after the id, from where on the frame passes unchanged.
+    """
+
+    kind: Kind
+    method: bytes
+    token: bytes
+    number: int
+    rest: int
+
+
+class Codec(Protocol):
+    """One protocol in one framing. `read` and `answer` raise ProtocolError for what the protocol forbids."""
+
+    unknown: bytes | None
+    """The token of a request that could not be read, or None where such a one cannot be answered."""
+
+    def read(self, data: bytes, pos: int, end: int) -> Message:
+        """Read the head of the frame whose first bytes are `data[pos:end]`.
+
+        Those are all of it or, of a large one, at least its first LARGE bytes.
+        """
+
+    def request(self, message: Message, body: int, number: int) -> bytes:
+        """What stands before the `body` bytes from `rest` on when the request goes to an instance."""
+
+    def notification(self, message: Message, body: int) -> bytes:
+        """As `request`, of a message that nobody answers."""
+
+    def answer(self, message: Message, body: int, token: bytes) -> bytes:
+        """What stands before the `body` bytes from `rest` on when the answer goes to the client."""
+
+    def error(self, token: bytes, code: Code, text: str, endpoint: str | None = None) -> bytes:
+        """Make a whole frame that answers the request of `token` with an error."""
+
+    def take_requests(
+        self,
+        data: bytes,
+        pos: int,
+        pending: dict[int, Entry],
+        add: Callable[[Piece], object],
+        numbers: range,
+        batch: Batch,
+    ) -> tuple[int, int]:
+        """Pass on the ordinary requests from `pos` on, at most one for each of `numbers`, in order.
+
+        Enters each in `pending` and gives its parts to `add`. Returns the offset after the last one, and the
+        number after the last one used. Stops before what is incomplete or no request.
+        """
+
+    def take_answers(
+        self, data: bytes, pos: int, pending: dict[int, Entry], runs: list[Run]
+    ) -> tuple[int, int]:
+        """Give back the ordinary answers from `pos` on: append to `runs`, and take them out of `pending`.
+
+        Returns the offset after the last one, and how many were to nobody (late or never asked) and so
+        dropped. Stops before what is incomplete or no answer.
+        """
+
+    def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
+        """Return the span in `data` of a value of a request's parameters, or None where there is none.
+
+        Never raises: the instance may make more of what makes no sense here.
+        """
+
+    def key(self, data: bytes, span: tuple[int, int]) -> bytes | None:
+        """Return a found text, byte string or whole number as bytes to hash, or None of another type."""
+
+    def number(self, data: bytes, span: tuple[int, int]) -> float | None:
+        """Return a found number, or None of another type."""
+
+    def put_number(self, data: bytes, span: tuple[int, int], value: float) -> bytes:
+        """Return what stands in the span's place to say `value` (rounded where the found one was whole)."""

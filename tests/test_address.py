@@ -1,0 +1,47 @@
+"""Addresses of the client and the service."""
+
+import pytest
+
+from tcpgw.address import Address
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.0.0.1:9000", Address("10.0.0.1", 9000)),
+        ("[::1]:0", Address("::1", 0)),
+        ("gateway.internal:65535", Address("gateway.internal", 65535)),
+        ("unix:/run/x.sock", Address(path="/run/x.sock")),
+        ("unix:x:80", Address(path="x:80")),
+    ],
+)
+def test_an_address_is_read_and_written(text: str, address: Address) -> None:
+    """What is read is written the same."""
+    assert Address.parse(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        ":80",
+        "::1:80",
+        "[::1]",
+        "[]:80",
+        "[::1:80",
+        "h:",
+        "h:-1",
+        "h:²",
+        "h:65536",
+        "unix:",
+        "a..b:1",
+        f"{'a' * 64}:1",
+    ],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    """A text that is no address raises ValueError, which repeats it."""
+    with pytest.raises(ValueError, match="is no address") as refused:
+        Address.parse(text)
+    assert repr(text) in str(refused.value)
