@@ -19,6 +19,13 @@ class Pool:
         self.loads = loads
         self._make_policy = make_policy
         self._state: tuple[Snapshot, Policy] | None = None
+        self.epoch = 0
+        """Another number after each published change of members or weights.
+
+        While it is the same, `home`, `share` and `spills` stay what they are: who keeps what they said asks
+        again when the number differs.
+        """
+        self._subscribers: dict[object, Callable[[], None]] = {}
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -28,11 +35,31 @@ class Pool:
     def members(self) -> tuple[Member, ...]:
         return self._state[0].members if self._state else ()
 
+    @property
+    def spills(self) -> bool:
+        """As `Policy.spills`; False before the first snapshot."""
+        return self._state[1].spills if self._state else False
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have `callback` called after each publish that changed members or weights, with these in force.
+
+        Returns what ends the subscription: idempotent, also from within a callback, and final. Callbacks run
+        in the order of subscription, within `publish`; one that raises is a bug, and fails that `publish`.
+        """
+        subscription = object()
+        self._subscribers[subscription] = callback
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(subscription, None)
+
+        return unsubscribe
+
     async def publish(self, snapshot: Snapshot) -> None:
         """Put a snapshot in force. Its tables are built in a thread; until they stand, the last one serves.
 
         Cancelled, it changes nothing. Called by one owner, never concurrently.
         """
+        changed = self.members != snapshot.members
         old = self._state
         if old and old[0].weights == snapshot.weights:
             self._state = (snapshot, old[1])
@@ -41,7 +68,20 @@ class Pool:
             self._state = (snapshot, await asyncio.to_thread(build))
         # What drains at weight 0 must not lift the others' caps.
         self.loads.retain(snapshot.weights)
+        if changed:
+            self.epoch += 1
+            for subscription, callback in list(self._subscribers.items()):
+                if subscription in self._subscribers:  # another callback may just have ended it
+                    callback()
 
     def candidates(self, position: int) -> Iterator[Endpoint]:
         """Endpoints for a key, best first, each at most once; none before the first snapshot."""
         return self._state[1].candidates(position) if self._state else iter(())
+
+    def home(self, position: int) -> Endpoint | None:
+        """As `Policy.home`; None before the first snapshot."""
+        return self._state[1].home(position) if self._state else None
+
+    def share(self, endpoint: Endpoint) -> float:
+        """As `Policy.share`, of an endpoint of this epoch; 0 before the first snapshot."""
+        return self._state[1].share(endpoint) if self._state else 0.0

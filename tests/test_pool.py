@@ -1,8 +1,12 @@
 """A pool's promise: what is in force is whole, and nothing stops serving while the next is made ready."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
+
+import pytest
 
 from tcpgw.balancing.loads import Loads
 from tcpgw.endpoints import Endpoint, Member, Snapshot
@@ -11,7 +15,9 @@ from tests.support.streams import in_time, until
 
 
 class InOrder:
-    """A policy that takes as long to build as the test wants."""
+    """A policy that takes as long to build as the test wants. Who has anything in flight has no room."""
+
+    spills = True
 
     def __init__(self, weights: Mapping[Endpoint, float], loads: Loads) -> None:
         self.order = sorted(weights)
@@ -19,6 +25,12 @@ class InOrder:
 
     def candidates(self, position: int) -> Iterator[Endpoint]:  # noqa: ARG002 - the interface's
         return iter(self.order)
+
+    def home(self, position: int) -> Endpoint | None:
+        return self.order[position % len(self.order)] if self.order else None
+
+    def share(self, endpoint: Endpoint) -> float:
+        return 1.0 if endpoint in self.order else 0.0
 
     def explain(self, position: int) -> str:
         return f"in order, whatever {position} is"
@@ -56,9 +68,12 @@ def make_pool(workshop: Workshop) -> Pool:
 
 
 def test_before_the_first_snapshot_there_is_nobody() -> None:
-    """A new pool has no candidate, no member and no snapshot."""
+    """A new pool has no candidate, no home, no share, no member and no snapshot."""
     pool = make_pool(Workshop())
     assert list(pool.candidates(7)) == []
+    assert pool.home(7) is None
+    assert pool.share(endpoint(1)) == 0.0
+    assert not pool.spills
     assert pool.members == ()
     assert pool.snapshot is None
 
@@ -139,6 +154,108 @@ async def test_an_empty_snapshot_is_in_force_too() -> None:
     await pool.publish(snapshot(version=2))
     assert list(pool.candidates(7)) == []
     assert pool.snapshot is not None
+
+
+async def test_homes_and_shares_are_the_policys_in_force() -> None:
+    """What the pool says of a key and an endpoint is what the last published policy says."""
+    pool = make_pool(Workshop())
+    await pool.publish(snapshot(1, 2))
+    assert pool.spills
+    assert [pool.home(position) for position in (0, 1)] == [endpoint(1), endpoint(2)]
+    assert (pool.share(endpoint(2)), pool.share(endpoint(3))) == (1.0, 0.0)
+    await pool.publish(snapshot(3, version=2))
+    assert pool.home(1) == endpoint(3)
+
+
+async def test_the_epoch_changes_with_members_and_weights_only() -> None:
+    """Another number means that something changed, the same one that nothing did."""
+    pool = make_pool(Workshop())
+    epochs = [pool.epoch]
+    for published in (
+        snapshot(1, 2),
+        snapshot(2, 1, version=2),
+        snapshot(1, 2, version=3, unused=(9,)),
+        snapshot(1, 2, version=4, weight=3),
+        snapshot(1, 2, version=5, weight=3),
+        snapshot(version=6),
+    ):
+        await pool.publish(published)
+        epochs.append(pool.epoch)
+    same = [old == new for old, new in itertools.pairwise(epochs)]
+    assert same == [False, True, False, False, True, False]
+    assert len(set(epochs)) == 5
+
+
+async def test_subscribers_hear_of_changes_that_are_in_force() -> None:
+    """Each callback is called once for each change of members or weights, in order, and sees the new ones."""
+    pool = make_pool(Workshop())
+    heard: list[tuple[str, int, tuple[Member, ...], Endpoint | None]] = []
+
+    def hear(name: str) -> None:
+        heard.append((name, pool.epoch, pool.members, pool.home(0)))
+
+    pool.subscribe(partial(hear, "a"))
+    pool.subscribe(partial(hear, "b"))
+    await pool.publish(one := snapshot(1, 2))
+    await pool.publish(snapshot(1, 2, version=2))
+    await pool.publish(three := snapshot(2, version=3))
+    assert heard == [
+        ("a", 1, one.members, endpoint(1)),
+        ("b", 1, one.members, endpoint(1)),
+        ("a", 2, three.members, endpoint(2)),
+        ("b", 2, three.members, endpoint(2)),
+    ]
+
+
+async def test_who_unsubscribed_hears_nothing_more() -> None:
+    """Ending a subscription holds at once, from within a callback too, and twice does no harm."""
+    pool = make_pool(Workshop())
+    heard: list[str] = []
+
+    def first() -> None:
+        heard.append("first")
+        end_first()
+        end_second()
+        pool.subscribe(lambda: heard.append("new"))
+
+    end_first = pool.subscribe(first)
+    end_second = pool.subscribe(lambda: heard.append("second"))
+    pool.subscribe(lambda: heard.append("third"))
+    await pool.publish(snapshot(1))
+    assert heard == ["first", "third"]
+    await pool.publish(snapshot(2, version=2))
+    assert heard == ["first", "third", "third", "new"]
+    end_first()
+
+
+async def test_a_cancelled_publish_tells_nobody() -> None:
+    """Nobody hears of a snapshot that was not put in force, and the epoch stays."""
+    workshop = Workshop()
+    pool = make_pool(workshop)
+    heard: list[int] = []
+    pool.subscribe(lambda: heard.append(pool.epoch))
+    workshop.allowed.clear()
+    publishing = asyncio.create_task(pool.publish(snapshot(1)))
+    await until(workshop.at_work.is_set)
+    publishing.cancel()
+    await in_time(asyncio.wait([publishing]))
+    workshop.allowed.set()
+    await until(lambda: workshop.built == 1)
+    assert heard == []
+    assert pool.epoch == 0
+
+
+async def test_a_callback_that_raises_leaves_the_snapshot_in_force() -> None:
+    """The error is the publisher's to see; what was published serves."""
+    pool = make_pool(Workshop())
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    pool.subscribe(broken)
+    with pytest.raises(ZeroDivisionError):
+        await pool.publish(snapshot(1))
+    assert list(pool.candidates(0)) == [endpoint(1)]
 
 
 async def test_loads_outlive_snapshots() -> None:

@@ -15,12 +15,15 @@ class Bounded:
     nothing is refused; the endpoints at their cap come last and are for retries.
     """
 
+    spills = True
+
     def __init__(
         self, policy: Policy, weights: Mapping[Endpoint, float], loads: Loads, factor: float = 1.25
     ) -> None:
         self._policy = policy
-        self._weights = dict(weights)
-        self._total_weight = sum(weights.values())
+        # Less a hair: rounding must not make a cap that should be 63 come out as 64.
+        total = sum(weights.values()) * (1 + 1e-12)
+        self._shares = {endpoint: factor * weight / total for endpoint, weight in weights.items()}
         self._loads = loads
         self._factor = factor
 
@@ -28,20 +31,28 @@ class Bounded:
         """Those below their cap in the inner policy's order, then the others, likewise."""
         full = []
         for endpoint in self._policy.candidates(position):
-            if self._has_room(endpoint):
+            if self.has_room(endpoint):
                 yield endpoint
             else:
                 full.append(endpoint)
         yield from full
 
+    def home(self, position: int) -> Endpoint | None:
+        """Return the inner policy's."""
+        return self._policy.home(position)
+
+    def has_room(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint is below its cap. An unknown one is not: nothing is chosen that has left."""
+        # For a whole number n, n < ceil(x) and n < x are the same.
+        return self._loads.inflight(endpoint) < self.share(endpoint) * (self._loads.total + 1)
+
+    def share(self, endpoint: Endpoint) -> float:
+        """Of an unknown one 0: nothing is chosen that has left."""
+        return self._shares.get(endpoint, 0.0)
+
     def explain(self, position: int) -> str:
-        full = sum(not self._has_room(endpoint) for endpoint in self._weights)
+        full = sum(not self.has_room(endpoint) for endpoint in self._shares)
         return (
             f"{self._policy.explain(position)}; bounded load {self._factor:g}: "
-            f"{full} of {len(self._weights)} endpoints at their cap"
+            f"{full} of {len(self._shares)} endpoints at their cap"
         )
-
-    def _has_room(self, endpoint: Endpoint) -> bool:
-        # For a whole number n, n < ceil(x) and n < x are the same.
-        share = self._factor * (self._loads.total + 1) * self._weights[endpoint] / self._total_weight
-        return self._loads.inflight(endpoint) < share

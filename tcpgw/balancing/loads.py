@@ -14,7 +14,9 @@ _DECAY = 10.0
 
 
 @dataclass(slots=True)
-class _Load:
+class Load:
+    """One endpoint's."""
+
     inflight: int = 0
     leaving: bool = False
     latency: float = 0.0
@@ -30,22 +32,30 @@ class Loads:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._loads: dict[Endpoint, _Load] = {}
-        self._total = 0
+        self._loads: dict[Endpoint, Load] = {}
+        # All in flight, but for those at endpoints that the last `retain` left out.
+        self.total = 0
 
-    def begin(self, endpoint: Endpoint) -> None:
-        """Count one more in flight. Each `begin` is followed by exactly one `end`."""
+    def of(self, endpoint: Endpoint) -> Load:
+        """The endpoint's load, for who counts there often: valid while `retain` is told of the endpoint.
+
+        What is added to its `inflight` is to be added to `total` too, as `begin` does.
+        """
+        return self._loads.get(endpoint) or self._add(endpoint)
+
+    def begin(self, endpoint: Endpoint, count: int = 1) -> None:
+        """Count `count` more in flight (at least 1). What is begun is ended exactly once, in any portions."""
         load = self._loads.get(endpoint) or self._add(endpoint)
-        load.inflight += 1
+        load.inflight += count
         if not load.leaving:
-            self._total += 1
+            self.total += count
 
-    def end(self, endpoint: Endpoint) -> None:
-        """Count one less in flight. Raises KeyError where the endpoint was never begun."""
+    def end(self, endpoint: Endpoint, count: int = 1) -> None:
+        """Count `count` less in flight. Raises KeyError where the endpoint was never begun."""
         load = self._loads[endpoint]
-        load.inflight -= 1
+        load.inflight -= count
         if not load.leaving:
-            self._total -= 1
+            self.total -= count
         elif not load.inflight:
             del self._loads[endpoint]
 
@@ -70,11 +80,6 @@ class Loads:
         load = self._loads.get(endpoint)
         return load.latency * exp((load.observed_at - self._clock()) / _DECAY) if load else 0.0
 
-    @property
-    def total(self) -> int:
-        """All in flight, but for those at endpoints that the last `retain` left out."""
-        return self._total
-
     def retain(self, endpoints: Iterable[Endpoint]) -> None:
         """Keep what is known of these; forget others as soon as nothing is in flight there. Idempotent."""
         kept = set(endpoints)
@@ -82,8 +87,8 @@ class Loads:
             load.leaving = endpoint not in kept
             if load.leaving and not load.inflight:
                 del self._loads[endpoint]
-        self._total = sum(load.inflight for load in self._loads.values() if not load.leaving)
+        self.total = sum(load.inflight for load in self._loads.values() if not load.leaving)
 
-    def _add(self, endpoint: Endpoint) -> _Load:
-        load = self._loads[endpoint] = _Load()
+    def _add(self, endpoint: Endpoint) -> Load:
+        load = self._loads[endpoint] = Load()
         return load

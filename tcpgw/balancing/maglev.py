@@ -13,7 +13,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
-from math import ceil, isqrt
+from math import ceil, inf, isqrt
 
 from xxhash import xxh64_intdigest
 
@@ -36,6 +36,8 @@ class Maglev:
     would never end.
     """
 
+    spills = False
+
     def __init__(
         self,
         weights: Mapping[Endpoint, float],
@@ -56,6 +58,16 @@ class Maglev:
     def candidates(self, position: int) -> Iterator[Endpoint]:
         """The owner of the position's bucket, then those of the buckets after it. O(1) for the first."""
         return walk(self._endpoints, self._owners, bucket(position, self._size))
+
+    def home(self, position: int) -> Endpoint | None:
+        """Return the owner of the position's bucket."""
+        if not self._endpoints:
+            return None
+        return self._endpoints[self._owners[bucket(position, self._size)]]
+
+    def share(self, endpoint: Endpoint) -> float:  # noqa: ARG002  # the interface's
+        """Return no bound: a hash looks at no load."""
+        return inf
 
     def explain(self, position: int) -> str:
         return f"maglev: bucket {bucket(position, self._size)} of {self._size}"

@@ -1,6 +1,7 @@
 """What every balancing policy offers: an order of endpoints for a key, not a single answer."""
 
 from collections.abc import Iterator
+from math import inf
 from typing import Protocol
 
 from tcpgw.endpoints import Endpoint
@@ -19,5 +20,40 @@ class Policy(Protocol):
         Lazy: the caller mostly takes one. Hash policies depend on `position` alone; the others ignore it.
         """
 
+    def home(self, position: int) -> Endpoint | None:
+        """Return the endpoint that the key belongs to whatever the load; None where keys belong to nobody.
+
+        While that has room (see `share`), it is the first candidate: so who sends many requests of one key
+        may ask once, and from then on look at the loads alone.
+        """
+
+    def share(self, endpoint: Endpoint) -> float:
+        """Return its share of the load: it has room while it has less than this times (all in flight + 1).
+
+        inf where nothing bounds it. One that is none of the policy's has none.
+        """
+
+    @property
+    def spills(self) -> bool:
+        """Whether load may send a key past its first candidate.
+
+        False: a key waits for its first one, however long; the next are for when that cannot be reached.
+        """
+
     def explain(self, position: int) -> str:
         """Say for an operator, in a few words, how `candidates` came to its order."""
+
+
+class Keyless:
+    """What every policy that ignores the key says: no key has a home, and nothing bounds an endpoint.
+
+    Load may be part of how such a policy draws its order; it passes over nobody.
+    """
+
+    spills = True
+
+    def home(self, position: int) -> Endpoint | None:  # noqa: ARG002  # the interface's
+        return None
+
+    def share(self, endpoint: Endpoint) -> float:  # noqa: ARG002  # the interface's
+        return inf

@@ -15,6 +15,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import md5
+from math import inf
 from struct import Struct
 
 from tcpgw.balancing.walk import walk
@@ -33,6 +34,8 @@ class Ring:
     Depends on nothing but the endpoints, their weights and `points`. Where two points are equal, the lower
     endpoint has it. `breathe` is called about every millisecond of the build, see `Maglev`.
     """
+
+    spills = False
 
     def __init__(
         self,
@@ -69,6 +72,16 @@ class Ring:
     def candidates(self, position: int) -> Iterator[Endpoint]:
         """The owner of the first point at or after the position, then those of the points after it."""
         return walk(self._endpoints, self._owners, bisect_left(self._points, position))
+
+    def home(self, position: int) -> Endpoint | None:
+        """Return the owner of the first point at or after the position."""
+        if not self._endpoints:
+            return None
+        return self._endpoints[self._owners[bisect_left(self._points, position) % len(self._owners)]]
+
+    def share(self, endpoint: Endpoint) -> float:  # noqa: ARG002  # the interface's
+        """Return no bound: a hash looks at no load."""
+        return inf
 
     def explain(self, position: int) -> str:
         count = len(self._points)

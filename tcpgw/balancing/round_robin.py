@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from heapq import heapify, heapreplace
 from random import Random as Rng
 
+from tcpgw.balancing.policy import Keyless
 from tcpgw.endpoints import Endpoint
 
 
-class RoundRobin:
+class RoundRobin(Keyless):
     """Weighted round robin that spreads a heavy endpoint's turns evenly (earliest deadline first, as Envoy).
 
     Each endpoint is due every 1/weight. nginx's smooth scheme gives the same evenness, but looks at every

@@ -7,10 +7,11 @@ from itertools import accumulate, islice
 from random import Random as Rng
 
 from tcpgw.balancing.loads import Loads
+from tcpgw.balancing.policy import Keyless
 from tcpgw.endpoints import Endpoint
 
 
-class Random:
+class Random(Keyless):
     """Each endpoint as often as its weight says, without memory."""
 
     def __init__(self, weights: Mapping[Endpoint, float], rng: Rng) -> None:
@@ -58,7 +59,7 @@ def better_of_two(drawn: Iterator[Endpoint], cost: Callable[[Endpoint], float]) 
     yield from drawn
 
 
-class BetterOfTwo(ABC):
+class BetterOfTwo(Keyless, ABC):
     """A policy of two choices; its kinds differ in what an endpoint costs."""
 
     def __init__(self, weights: Mapping[Endpoint, float], loads: Loads, rng: Rng) -> None:

@@ -1,3 +1,4 @@
+from fractions import Fraction
 from math import ceil
 
 import pytest
@@ -32,7 +33,7 @@ def new_loads() -> Loads:
     st.lists(st.tuples(st.booleans(), st.sampled_from([7, 2**31, 2**32 - 1])), max_size=120),
 )
 def test_placing_never_exceeds_the_cap(
-    weights: dict[Endpoint, float], factor: float, steps: list[tuple[bool, int]]
+    weights: dict[Endpoint, int], factor: float, steps: list[tuple[bool, int]]
 ) -> None:
     """Under the worst traffic, few keys with connections that come and go, nobody is placed past a cap."""
     loads = new_loads()
@@ -43,7 +44,7 @@ def test_placing_never_exceeds_the_cap(
             loads.end(placed.pop(0))
             continue
         endpoint = next(bounded.candidates(position))
-        cap = ceil(factor * (loads.total + 1) * weights[endpoint] / sum(weights.values()))
+        cap = ceil(Fraction(factor) * (loads.total + 1) * weights[endpoint] / sum(weights.values()))
         loads.begin(endpoint)
         placed.append(endpoint)
         assert loads.inflight(endpoint) <= cap
@@ -51,7 +52,7 @@ def test_placing_never_exceeds_the_cap(
 
 @settings(deadline=None, max_examples=40)
 @given(weights_of_some, positions, st.data())
-def test_nothing_is_refused(weights: dict[Endpoint, float], position: int, data: st.DataObject) -> None:
+def test_nothing_is_refused(weights: dict[Endpoint, int], position: int, data: st.DataObject) -> None:
     """Every endpoint comes once: those below their cap in the inner order, then those at it, likewise."""
     loads = new_loads()
     for endpoint in data.draw(st.lists(st.sampled_from(sorted(weights)), max_size=40)):
@@ -59,10 +60,19 @@ def test_nothing_is_refused(weights: dict[Endpoint, float], position: int, data:
     maglev = Maglev(weights, 251)
     total = sum(weights.values())
     inner = list(maglev.candidates(position))
-    full = [e for e in inner if loads.inflight(e) >= 1.25 * (loads.total + 1) * weights[e] / total]
+    full = [e for e in inner if loads.inflight(e) >= Fraction(5, 4) * (loads.total + 1) * weights[e] / total]
     order = list(Bounded(maglev, weights, loads).candidates(position))
     assert order == [e for e in inner if e not in full] + full
     assert len(full) < len(inner)
+
+
+def test_a_cap_is_not_raised_by_rounding() -> None:
+    """At 1.0 * 77 * 9 / 11 = 63 the cap is 63, though floats make it a little more."""
+    weights: dict[Endpoint, float] = {A: 9, B: 2}
+    loads = new_loads()
+    loads.begin(A, 63)
+    loads.begin(B, 13)
+    assert not Bounded(Maglev(weights, 251), weights, loads, 1.0).has_room(A)
 
 
 def test_an_idle_service_keeps_the_inner_order() -> None:
@@ -85,6 +95,31 @@ def test_what_drains_elsewhere_lifts_no_cap() -> None:
     loads.begin(first)  # its cap at a total of 1 is ceil(1.25 * 2 / 3) = 1
     second = next(bounded.candidates(0))
     assert second != first
+
+
+def test_has_room_below_the_cap_only() -> None:
+    """At its cap an endpoint has no room until one ends there or the others have more; homes stay."""
+    loads = new_loads()
+    bounded = Bounded(Maglev(EQUAL), EQUAL, loads)
+    home = bounded.home(0)
+    assert home == next(Maglev(EQUAL).candidates(0))
+    assert bounded.has_room(home)
+    loads.begin(home)  # the cap at a total of 1 is ceil(1.25 * 2 / 3) = 1
+    assert not bounded.has_room(home)
+    assert bounded.home(0) == home
+    loads.end(home)
+    assert bounded.has_room(home)
+    loads.begin(home)
+    for other in {A, B, C} - {home}:
+        loads.begin(other)  # at a total of 3 it is ceil(1.25 * 4 / 3) = 2
+    assert bounded.has_room(home)
+
+
+def test_who_is_none_of_the_policys_has_no_room() -> None:
+    """An endpoint that left the service is not taken for one that is idle."""
+    assert not Bounded(Maglev({A: 1, B: 1}), {A: 1, B: 1}, new_loads()).has_room(C)
+    assert not Bounded(Maglev({}), {}, new_loads()).has_room(A)
+    assert Bounded(Maglev({A: 1}), {A: 1}, new_loads()).share(B) == 0.0
 
 
 def test_explains_the_inner_choice_and_the_caps() -> None:

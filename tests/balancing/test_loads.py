@@ -30,6 +30,36 @@ def test_counts_what_is_in_flight() -> None:
     assert (loads.inflight(A), loads.inflight(B), loads.total) == (1, 1, 2)
 
 
+def test_many_at_once_count_as_many() -> None:
+    """A run begun in one call may end in any portions, also while its endpoint leaves."""
+    loads = Loads(Clock())
+    loads.begin(A, 5)
+    loads.begin(B, 2)
+    loads.end(A, 3)
+    assert (loads.inflight(A), loads.inflight(B), loads.total) == (2, 2, 4)
+    loads.retain([B])
+    loads.begin(A, 2)
+    loads.end(A, 3)
+    assert (loads.inflight(A), loads.total) == (1, 2)
+    loads.end(A)
+    with pytest.raises(KeyError):
+        loads.end(A, 1)
+
+
+def test_who_counts_often_may_hold_the_load() -> None:
+    """`of` is the endpoint's own count, made where there is none: adding there is what `begin` does."""
+    loads = Loads(Clock())
+    load = loads.of(A)
+    assert (load.inflight, loads.total) == (0, 0)
+    load.inflight += 2
+    loads.total += 2
+    loads.begin(A)
+    assert loads.of(A) is load
+    assert (load.inflight, loads.inflight(A), loads.total) == (3, 3, 3)
+    loads.end(A, 3)
+    assert (loads.inflight(A), loads.total) == (0, 0)
+
+
 def test_an_end_without_begin_is_an_error() -> None:
     """Ending what never began raises instead of counting below zero."""
     with pytest.raises(KeyError):
@@ -100,24 +130,29 @@ def test_latency_fades_while_nothing_is_observed() -> None:
 
 
 events = st.lists(
-    st.tuples(st.sampled_from("+-="), st.sampled_from([A, B, C]), st.sets(st.sampled_from([A, B, C])))
+    st.tuples(
+        st.sampled_from("+-="),
+        st.sampled_from([A, B, C]),
+        st.integers(1, 3),
+        st.sets(st.sampled_from([A, B, C])),
+    )
 )
 
 
 @given(events)
-def test_total_is_the_sum_over_the_retained(history: list[tuple[str, Endpoint, set[Endpoint]]]) -> None:
+def test_total_is_the_sum_over_the_retained(history: list[tuple[str, Endpoint, int, set[Endpoint]]]) -> None:
     """Whatever the history, the total is what is in flight at the endpoints of the last `retain`."""
     loads, expected, kept = Loads(Clock()), Counter[Endpoint](), {A, B, C}
-    for kind, endpoint, endpoints in history:
+    for kind, endpoint, count, endpoints in history:
         if kind == "=":
             kept = endpoints
             loads.retain(endpoints)
         elif kind == "+":
             if endpoint in kept or expected[endpoint]:
-                loads.begin(endpoint)
-                expected[endpoint] += 1
-        elif expected[endpoint]:
-            loads.end(endpoint)
-            expected[endpoint] -= 1
+                loads.begin(endpoint, count)
+                expected[endpoint] += count
+        elif ended := min(count, expected[endpoint]):
+            loads.end(endpoint, ended)
+            expected[endpoint] -= ended
         assert [loads.inflight(e) for e in (A, B, C)] == [expected[e] for e in (A, B, C)]
         assert loads.total == sum(expected[e] for e in kept)

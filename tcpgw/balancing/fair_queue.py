@@ -1,0 +1,135 @@
+"""Who of many that wait is next.
+
+Fair queueing as Nagle proposed it (RFC 970, 1985): a queue for each source, and the sources take turns. A
+turn is one request. Counting bytes instead, as deficit round robin does (Shreedhar and Varghese 1995), would
+be right for a link; but what is shared here is an instance, which is held by a request's work and not by its
+length, and nobody knows that work beforehand. Large frames have a connection of their own.
+
+Between two turns of an owner that has something waiting, every other owner of its priority has at most one:
+who comes new, or comes back, joins at the end. So an owner waits one round at most, however much another one
+has waiting. Priorities are strict: while anything of a higher one waits, nothing of a lower one has a turn.
+What starves is ended by its `until`.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from math import inf
+from typing import Generic, TypeVar
+
+O = TypeVar("O", bound=Hashable)  # noqa: E741  # an owner
+T = TypeVar("T")
+
+_PRIORITIES = 3
+
+
+class _Lane(Generic[T]):
+    """What waits of one owner at one priority. `ordered`: each `until` is at or after the one before it."""
+
+    __slots__ = ("items", "latest", "ordered")
+
+    def __init__(self) -> None:
+        self.items: deque[tuple[float, T]] = deque()
+        self.latest = -inf
+        self.ordered = True
+
+    def push(self, item: T, until: float) -> None:
+        self.items.append((until, item))
+        if until < self.latest:
+            self.ordered = False
+        else:
+            self.latest = until
+
+    def expired(self, now: float) -> list[T]:
+        items = self.items
+        gone = []
+        while items and items[0][0] <= now:
+            gone.append(items.popleft()[1])
+        if not self.ordered:
+            gone += [item for until, item in items if until <= now]
+            self.items = deque(entry for entry in items if entry[0] > now)
+        return gone
+
+    def soonest(self) -> float:
+        return self.items[0][0] if self.ordered else min(until for until, _ in self.items)
+
+
+class FairQueue(Generic[O, T]):
+    """Waiting items of many owners: by priority, and within one by turns among owners, each one's in order.
+
+    `limit` is for all items together, so the caller bounds what one owner may have in here: else one alone
+    can fill it. An item is returned exactly once, by `pop`, `drop`, `expired` or `take_all`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        # By priority: the owners that have something waiting, in the order of their turns.
+        self._turns = [OrderedDict[O, _Lane[T]]() for _ in range(_PRIORITIES)]
+        self._soonest = inf  # nothing expires before
+
+    def __len__(self) -> int:
+        return self._size
+
+    def push(self, owner: O, item: T, priority: int = 1, until: float = inf) -> bool:
+        """Add an item, in O(1). False: `limit` items wait, and it was not added.
+
+        `priority` is 0, 1 or 2; 0 comes first. `until` is in monotonic seconds, as `now` of `expired`.
+        """
+        if self._size >= self._limit:
+            return False
+        turns = self._turns[priority]
+        lane = turns.get(owner)
+        if lane is None:
+            lane = turns[owner] = _Lane()
+        lane.push(item, until)
+        self._soonest = min(self._soonest, until)
+        self._size += 1
+        return True
+
+    def pop(self) -> T | None:
+        """Take the item whose turn it is, in O(1); its owner then goes to the end. None where nothing waits.
+
+        It may have expired since the last `expired`.
+        """
+        for turns in self._turns:
+            if turns:
+                owner, lane = next(iter(turns.items()))
+                item = lane.items.popleft()[1]
+                if lane.items:
+                    turns.move_to_end(owner)
+                else:
+                    del turns[owner]
+                self._size -= 1
+                return item
+        return None
+
+    def drop(self, owner: O) -> list[T]:
+        """Take all of an owner that is gone, in the order in which they would have come."""
+        lanes = [lane for turns in self._turns if (lane := turns.pop(owner, None))]
+        gone = [item for lane in lanes for _, item in lane.items]
+        self._size -= len(gone)
+        return gone
+
+    def expired(self, now: float) -> list[T]:
+        """Take the items whose `until` is `now` or before.
+
+        O(1) while nothing can have expired. Else O(owners + taken), and of an owner that did not push in the
+        order of `until` all that it has waiting.
+        """
+        if now < self._soonest:
+            return []
+        gone: list[T] = []
+        self._soonest = inf
+        for turns in self._turns:
+            for owner, lane in list(turns.items()):
+                gone += lane.expired(now)
+                if lane.items:
+                    self._soonest = min(self._soonest, lane.soonest())
+                else:
+                    del turns[owner]
+        self._size -= len(gone)
+        return gone
+
+    def take_all(self) -> list[T]:
+        """Take everything, in the order of turns."""
+        return list(iter(self.pop, None))

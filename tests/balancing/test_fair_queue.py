@@ -1,0 +1,239 @@
+from collections import Counter
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tcpgw.balancing.fair_queue import FairQueue
+
+LIMIT = 12
+
+owners = st.sampled_from("abcd")
+priorities = st.sampled_from([0, 1, 2])
+moments = st.one_of(st.integers(0, 20).map(float), st.just(inf))
+
+
+def new_queue(limit: int = 100) -> FairQueue[str, str]:
+    return FairQueue(limit)
+
+
+def popped(queue: FairQueue[str, str], count: int) -> str:
+    return "".join(queue.pop() or "-" for _ in range(count))
+
+
+def test_owners_take_turns() -> None:
+    """Who has much waiting and who has little take turns, each one's items in their order."""
+    queue = new_queue()
+    for item in ("A1", "A2", "A3", "B1", "C1", "C2"):
+        assert queue.push(item[0], item)
+    assert popped(queue, 6) == "A1B1C1A2C2A3"
+
+
+def test_who_comes_back_joins_at_the_end() -> None:
+    """An owner that empties its queue and pushes again does not get ahead of those that wait."""
+    queue = new_queue()
+    for item in ("A1", "B1", "B2"):
+        queue.push(item[0], item)
+    assert queue.pop() == "A1"
+    queue.push("A", "A2")
+    assert popped(queue, 3) == "B1A2B2"
+
+
+def test_a_higher_priority_comes_first() -> None:
+    """Nothing of a lower priority has a turn before everything of a higher one; 1 is the default."""
+    queue = new_queue()
+    queue.push("A", "low", 2)
+    queue.push("A", "default")
+    queue.push("B", "normal", 1)
+    queue.push("A", "high", 0)
+    assert [queue.pop() for _ in range(5)] == ["high", "default", "normal", "low", None]
+
+
+def test_a_full_queue_takes_nothing() -> None:
+    """At the limit a push is refused and changes nothing, until an item has left."""
+    queue = new_queue(2)
+    assert queue.push("A", "A1")
+    assert queue.push("B", "B1", 0)
+    assert not queue.push("C", "C1", 0)
+    assert len(queue) == 2
+    assert queue.pop() == "B1"
+    assert queue.push("C", "C1", 0)
+    assert not new_queue(0).push("A", "A1")
+
+
+def test_who_is_gone_takes_its_items_along() -> None:
+    """All items of an owner are returned, by priority and in order, and everyone else's stay."""
+    queue = new_queue()
+    for item, priority in (("A3", 2), ("A1", 1), ("B1", 1), ("A2", 1), ("A0", 0)):
+        queue.push(item[0], item, priority)
+    assert queue.drop("A") == ["A0", "A1", "A2", "A3"]
+    assert queue.drop("A") == queue.drop("nobody") == []
+    assert len(queue) == 1
+    assert popped(queue, 2) == "B1-"
+
+
+def test_what_has_expired_is_taken_out() -> None:
+    """Exactly the items whose `until` is now or before leave, of all owners and priorities."""
+    queue = new_queue()
+    for item, until in (("A1", 1.0), ("A2", 2.0), ("B2", 2.0), ("B3", 3.0), ("C", inf)):
+        queue.push(item[0], item, int(until) % 3 if until < inf else 1, until)
+    assert queue.expired(0.9) == []
+    assert sorted(queue.expired(2.0)) == ["A1", "A2", "B2"]
+    assert queue.expired(2.0) == []
+    assert len(queue) == 2
+    assert popped(queue, 3) == "B3C-"
+
+
+def test_until_need_not_be_in_order() -> None:
+    """An item behind one that may wait longer expires in its own time, and the rest keep their order."""
+    queue = new_queue()
+    for item, until in (("A1", 9.0), ("A2", 1.0), ("A3", 5.0), ("A4", 9.0)):
+        queue.push("A", item, 1, until)
+    assert queue.expired(1.0) == ["A2"]
+    assert queue.expired(5.0) == ["A3"]
+    queue.push("A", "A5", 1, 2.0)
+    assert queue.expired(6.0) == ["A5"]
+    assert popped(queue, 3) == "A1A4-"
+
+
+def test_a_sweep_with_nothing_to_find_looks_at_nothing() -> None:
+    """Before the soonest `until`, and again after a sweep, no item is looked at however many wait."""
+
+    class Moment(float):
+        looks = 0
+
+        def __le__(self, other: float) -> bool:
+            Moment.looks += 1
+            return float(self) <= other
+
+    queue = new_queue()
+    for n in range(50):
+        queue.push("AB"[n % 2], str(n), 1, Moment(10 + n))
+    for _ in range(10):
+        assert queue.expired(9.0) == []
+    assert Moment.looks == 0
+    assert len(queue.expired(11.0)) == 2
+    assert Moment.looks == 4  # of each owner what left, and the one behind it
+    assert queue.expired(11.5) == []
+    assert Moment.looks == 4
+
+
+def test_everything_is_taken_in_the_order_of_turns() -> None:
+    """`take_all` empties the queue and returns what popping would have."""
+    one, two = new_queue(), new_queue()
+    for queue in (one, two):
+        for item, priority in (("A1", 1), ("A2", 1), ("B1", 1), ("C1", 0)):
+            queue.push(item[0], item, priority)
+    assert "".join(one.take_all()) == popped(two, 4) == "C1A1B1A2"
+    assert len(one) == 0
+    assert one.take_all() == []
+
+
+def test_only_three_priorities() -> None:
+    """A priority that does not exist raises and leaves the queue as it was."""
+    queue = new_queue()
+    with pytest.raises(IndexError):
+        queue.push("A", "A1", 3)
+    assert len(queue) == 0
+    assert queue.pop() is None
+
+
+@settings(max_examples=80)
+@given(st.lists(st.one_of(st.tuples(owners, st.integers(1, 3)), st.none()), max_size=80))
+def test_nobody_waits_longer_than_one_round(history: list[tuple[str, int] | None]) -> None:
+    """While an owner waits for its turn, whatever others push, each of them has one turn at most."""
+    queue: FairQueue[str, str] = FairQueue(1000)
+    waiting: Counter[str] = Counter()
+    turns_since: dict[str, Counter[str]] = {owner: Counter() for owner in "abcd"}
+    for event in history:
+        if event is not None:
+            owner, count = event
+            if not waiting[owner]:
+                turns_since[owner].clear()
+            waiting[owner] += count
+            for _ in range(count):
+                queue.push(owner, owner)
+            continue
+        served = queue.pop()
+        if served is None:
+            assert not waiting.total()
+            continue
+        waiting[served] -= 1
+        turns_since[served].clear()
+        for owner in waiting:
+            if waiting[owner] and owner != served:
+                turns_since[owner][served] += 1
+                assert turns_since[owner][served] <= 1
+
+
+class FairQueueMachine(RuleBasedStateMachine):
+    """Any history against lists that are searched from end to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: FairQueue[str, int] = FairQueue(LIMIT)
+        self.waiting: list[tuple[int, str, int, float]] = []  # priority, owner, item, until; as pushed
+        self.turns: list[list[str]] = [[], [], []]  # owners that wait, by priority
+        self.pushed = 0
+        self.left: list[int] = []
+
+    @rule(owner=owners, priority=priorities, until=moments)
+    def push(self, owner: str, priority: int, until: float) -> None:
+        self.pushed += 1
+        full = len(self.waiting) == LIMIT
+        assert self.queue.push(owner, self.pushed, priority, until) is not full
+        if full:
+            self.left.append(self.pushed)
+            return
+        self.waiting.append((priority, owner, self.pushed, until))
+        if owner not in self.turns[priority]:
+            self.turns[priority].append(owner)
+
+    @rule()
+    def pop(self) -> None:
+        assert self.queue.pop() == self.next_turn()
+
+    @rule(owner=owners)
+    def drop(self, owner: str) -> None:
+        theirs = sorted((entry[0], entry[2]) for entry in self.waiting if entry[1] == owner)
+        assert self.queue.drop(owner) == [self.leave(item) for _, item in theirs]
+
+    @rule(now=st.integers(0, 22))
+    def expire(self, now: int) -> None:
+        over = [item for _, _, item, until in self.waiting if until <= now]
+        assert sorted(self.queue.expired(now)) == [self.leave(item) for item in over]
+
+    @precondition(lambda self: len(self.waiting) > 8)
+    @rule()
+    def take_all(self) -> None:
+        expected = [self.next_turn() for _ in range(len(self.waiting))]
+        assert self.queue.take_all() == expected
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        assert len(self.queue) == len(self.waiting) <= LIMIT
+        inside = [item for _, _, item, _ in self.waiting]
+        assert sorted(self.left + inside) == list(range(1, self.pushed + 1))
+
+    def next_turn(self) -> int | None:
+        for priority, turns in enumerate(self.turns):
+            if turns:
+                owner = turns.pop(0)
+                turns.append(owner)
+                item = min(entry[2] for entry in self.waiting if entry[:2] == (priority, owner))
+                return self.leave(item)
+        return None
+
+    def leave(self, item: int) -> int:
+        priority, owner = next(entry[:2] for entry in self.waiting if entry[2] == item)
+        self.waiting = [entry for entry in self.waiting if entry[2] != item]
+        if not any(entry[:2] == (priority, owner) for entry in self.waiting):
+            self.turns[priority].remove(owner)
+        self.left.append(item)
+        return item
+
+
+TestFairQueue = FairQueueMachine.TestCase
+TestFairQueue.settings = settings(max_examples=60, stateful_step_count=40)
