@@ -6,8 +6,10 @@ from ipaddress import ip_address
 from math import isqrt
 from typing import TYPE_CHECKING
 
+from tcpgw.config.values import written_size
+
 if TYPE_CHECKING:
-    from tcpgw.config.schema import Config, Listener, ModelArtsCloud
+    from tcpgw.config.schema import Config, Listener, ModelArtsCloud, Service
 
 Place = tuple[str | int, ...]
 """Keys and indices from the configuration's root: `("listener", 0, "bind")`."""
@@ -29,6 +31,10 @@ def between_tables(config: "Config") -> Iterator[tuple[Place, str]]:
     keys = {service.name: service.balance.key for service in config.service}
     for index, listener in enumerate(config.listener):
         yield from _route(listener, ("listener", index, "route"), keys)
+        yield from _methods(listener, ("listener", index, "methods"), keys)
+        yield from _memory(listener, ("listener", index, "max_frame"), config.gateway.rpc_memory)
+    for index, service in enumerate(config.service):
+        yield from _users(service, ("service", index), config.listener)
 
 
 def _repeated(table: str, names: Iterable[str]) -> Iterator[tuple[Place, str]]:
@@ -82,6 +88,49 @@ def _route(listener: "Listener", place: Place, keys: Mapping[str, str]) -> Itera
     if len(hashed) > 1:
         which = ", ".join(f"{name!r} {key}" for key, name in sorted(hashed.items()))
         yield place, f"the services of a split must hash one key, but {which}: set balance.key alike"
+
+
+def _methods(listener: "Listener", place: Place, keys: Mapping[str, str]) -> Iterator[tuple[Place, str]]:
+    for pattern, rule in listener.methods.items():
+        if rule == "deny":
+            continue
+        if rule.service is not None and rule.service not in keys:
+            yield (*place, pattern, "service"), f"there is no service {rule.service!r}{_known(keys)}"
+        timeout = rule.timeout or listener.request_timeout
+        if isinstance(rule.hedge, float) and rule.hedge >= timeout:
+            yield (*place, pattern, "hedge"), f"must be less than the method's time-out, {timeout:g} s"
+
+
+def _memory(listener: "Listener", place: Place, memory: int) -> Iterator[tuple[Place, str]]:
+    """A request and its answer must fit at once, or one of such length would be held for ever."""
+    if listener.mode == "rpc" and listener.max_frame > memory // 2:
+        most, all_ = written_size(memory // 2), written_size(memory)
+        yield place, f"must be at most {most}, half of gateway.rpc_memory ({all_}): lower this or raise that"
+
+
+def _users(service: "Service", place: Place, listeners: Iterable["Listener"]) -> Iterator[tuple[Place, str]]:
+    """Whether the listeners that lead to a service can do what it asks for."""
+    name, key = service.name, service.balance.key
+    for listener in listeners:
+        if name not in _reached(listener):
+            continue
+        if service.balance.by_request and not listener.by_request:
+            message = (
+                f"{key!r} is part of a request, but listener {listener.name!r} forwards whole connections to "
+                f"{name!r}: choose another key, or give the listener a codec that knows requests"
+            )
+            yield (*place, "balance", "key"), message
+        if service.send_proxy and listener.by_request:
+            message = (
+                f"take it out: the clients of listener {listener.name!r} share connections to {name!r}, and "
+                "a header names one client"
+            )
+            yield (*place, "send_proxy"), message
+
+
+def _reached(listener: "Listener") -> set[str]:
+    ruled = {rule.service for rule in listener.methods.values() if rule != "deny" and rule.service}
+    return ruled | {route.service for route in listener.route}
 
 
 def _known(names: Iterable[str]) -> str:

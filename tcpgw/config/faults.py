@@ -1,19 +1,20 @@
 """Turns pydantic's errors into faults in an operator's words: where in the file, and what to write there.
 
-Apart from messages that values.py and checks.py made, none repeats what was written, unless it stands where
+Apart from messages that values, tables and checks made, none repeats what was written, unless it stands where
 only words of a closed list may: it could be a secret.
 """
 
 import re
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tcpgw.config.schema import Config
-from tcpgw.config.values import is_name, type_name
+from tcpgw.config.table import IsTable, IsWord
+from tcpgw.config.values import is_name, type_name, written_size
 from tcpgw.errors import Fault
 
 _EXPECTED = {
@@ -74,10 +75,24 @@ def _written(step: int | str, *, first: bool) -> str:
 
 
 def _tags(kind: Any) -> dict[Any, Any]:
-    """Tell apart the members of a union of tables by what their `type` says; nothing for other kinds."""
-    members = get_args(kind) if get_origin(kind) in {Union, UnionType} else ()
-    tables = [member for member in members if _is_table(member)]
-    return {get_args(table.model_fields["type"].annotation)[0]: table for table in tables}
+    """What pydantic calls the tables of a union: what their `type` says, or that of a word and a table."""
+    members = _members(kind)
+    tables = [member for member in members if _is_table(member)] if len(members) > 1 else []
+    return {_tag(table): table for table in tables}
+
+
+def _members(kind: Any) -> list[Any]:
+    """What a union may be, unions within it included; of another kind, that kind alone."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in {Union, UnionType}:
+        return [member for inner in get_args(kind) for member in _members(inner)]
+    return [kind]
+
+
+def _tag(table: type[BaseModel]) -> Any:
+    typed = table.model_fields.get("type")
+    return get_args(typed.annotation)[0] if typed else IsTable.tag
 
 
 def _is_table(kind: Any) -> bool:
@@ -104,6 +119,8 @@ def _message(details: ErrorDetails, known: list[str]) -> str:
             return f"unknown key: {_suggestion(str(loc[-1]), known)}"
         case "tuple_type" if len(loc) == 1:
             return f"must be a list of tables: write [[{loc[0]}]]"
+        case "literal_error" if loc[-1] == IsWord.tag:
+            return f"must be {context['expected']}, or a table, not {_word(given)}"
         case "literal_error":
             return f"must be {context['expected']}, not {_word(given)}"
         case "union_tag_invalid":
@@ -111,9 +128,9 @@ def _message(details: ErrorDetails, known: list[str]) -> str:
         case "union_tag_not_found":
             return f"missing: must be {_choice(known)}"
         case "greater_than_equal":
-            return f"must be at least {context['ge']:.0f}"  # all limits are whole numbers
+            return f"must be at least {_limit(context['ge'])}"
         case "less_than_equal":
-            return f"must be at most {context['le']:.0f}"
+            return f"must be at most {_limit(context['le'])}"
         case "too_short" | "string_too_short":
             return "must not be empty"
         case known_type if known_type in _EXPECTED:
@@ -132,4 +149,12 @@ def _choice(words: list[str]) -> str:
 
 
 def _word(given: Any) -> str:
+    if type(given) is int and abs(given) < 1 << 32:  # of longer ones nobody needs the digits
+        return str(given)
     return repr(given) if isinstance(given, str) else type_name(given)
+
+
+def _limit(limit: float) -> str:
+    """All limits are whole numbers, and those of whole MiB are sizes."""
+    whole = int(limit)
+    return written_size(whole) if whole and whole % (1 << 20) == 0 else str(whole)

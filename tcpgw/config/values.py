@@ -1,17 +1,19 @@
 """The kinds of value in a configuration: how each is written, read, shown and described to editors.
 
 Each reader takes what TOML gives (or the finished value, for configurations made in Python) and raises
-ValueError with a message for the operator. A message repeats what the operator wrote, except for secrets
-and URLs: a URL may hold a password.
+ValueError with a message for the operator. A message repeats what the operator wrote, except for URLs, which
+may hold a password.
 """
 
+import json
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,7 +21,6 @@ from pydantic import (
     BeforeValidator,
     PlainSerializer,
     PlainValidator,
-    SecretStr,
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
@@ -55,6 +56,14 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = "^" + "".join(rf"([0-9]+(\.[0-9]+)?{unit})?" for unit in ("h", "m", "s", "ms")) + "$"
 
 
+_DURATION_SCHEMA: dict[str, Any] = {
+    "type": ["string", "number"],
+    "minLength": 2,
+    "pattern": _DURATION,
+    "exclusiveMinimum": 0,
+}
+
+
 def _duration(value: Any) -> float:
     wanted = "write 10s, 500ms, 1h30m or a number of seconds, more than 0"
     if isinstance(value, str) and value and re.fullmatch(_DURATION, value):
@@ -73,20 +82,29 @@ def _duration(value: Any) -> float:
     return seconds
 
 
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    WithJsonSchema(
-        {"type": ["string", "number"], "minLength": 2, "pattern": _DURATION, "exclusiveMinimum": 0}
-    ),
-]
+Duration = Annotated[float, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
 """Seconds, more than 0 and finite."""
+
+
+def _delay(value: Any) -> float | str:
+    try:
+        return value if value == "p95" else _duration(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; or "p95"') from None
+
+
+Delay = Annotated[
+    Literal["p95"] | float,
+    PlainValidator(_delay),
+    WithJsonSchema({"anyOf": [{"const": "p95"}, _DURATION_SCHEMA]}),
+]
+"""Seconds, or `p95`: the 95th percentile of what was measured."""
 
 
 # ---- sizes ----
 
 _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_SIZE = "^[0-9]{1,9}(B|KiB|MiB|GiB)$"
+_SIZE = "^[0-9]{1,12}(B|KiB|MiB|GiB)$"
 
 
 def _size(value: Any) -> int:
@@ -102,6 +120,12 @@ Size = Annotated[
     int, BeforeValidator(_size), WithJsonSchema({"type": ["string", "integer"], "pattern": _SIZE})
 ]
 """Bytes."""
+
+
+def written_size(size: int) -> str:
+    """Write a size as an operator would: in the largest unit that gives a whole number."""
+    unit = next(unit for unit, bytes_ in reversed(_SIZES.items()) if size % bytes_ == 0)
+    return f"{size // _SIZES[unit]}{unit}"
 
 
 # ---- addresses ----
@@ -253,6 +277,47 @@ Network = Annotated[
 ]
 
 
+# ---- fields of a request ----
+
+_STEP = r"""\.([A-Za-z_][A-Za-z0-9_]*)|\[(0|[1-9][0-9]{0,8})\]|\[("([^"\\]|\\.)+")\]"""
+_PATH = rf"^params({_STEP})+$"
+
+
+def parse_path(text: str) -> tuple[int | str, ...]:
+    """Read `params[0].session` as `(0, "session")` and `params[1]["odd key"]` as `(1, "odd key")`.
+
+    Raises ValueError for the operator.
+    """
+    if re.fullmatch(_PATH, text):
+        with suppress(ValueError):
+            steps = re.findall(_STEP, text)
+            path = tuple(name or json.loads(index or quoted) for name, index, quoted, _ in steps)
+            "".join(map(str, path)).encode()  # JSON can say half of a surrogate pair, which no request holds
+            return path
+    raise ValueError(
+        f'{text!r} is no field of a request: write params[0], params[0].session or params[0]["odd key"]'
+    )
+
+
+def _field_path(value: Any) -> tuple[int | str, ...]:
+    return value if isinstance(value, tuple) else parse_path(_text(value, "params[0].session"))
+
+
+def _written_path(path: tuple[int | str, ...]) -> str:
+    return "params" + "".join(f"[{json.dumps(step)}]" for step in path)
+
+
+PATH_SCHEMA = {"type": "string", "pattern": _PATH}
+
+FieldPath = Annotated[
+    tuple[int | str, ...],
+    PlainValidator(_field_path),
+    PlainSerializer(_written_path),
+    WithJsonSchema(PATH_SCHEMA),
+]
+"""The steps from a request's parameters to one field of them."""
+
+
 # ---- texts ----
 
 # A name as in the DNS (RFC 1035) or an address: what else urlsplit lets through, the HTTP client breaks on.
@@ -307,7 +372,7 @@ Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-def _folder(info: ValidationInfo) -> Path:
+def folder_of(info: ValidationInfo) -> Path:
     """What relative paths in a configuration are relative to: its own folder, wherever tcpgw was started."""
     return Path((info.context or {}).get("folder", "."))
 
@@ -318,63 +383,9 @@ def _path(value: Any, info: ValidationInfo) -> Path:
     text = _text(value, "/var/lib/tcpgw")
     if not text or "\0" in text:
         raise ValueError("is not a path: write one such as /var/lib/tcpgw")
-    return _folder(info) / text
+    return folder_of(info) / text
 
 
 FilePath = Annotated[
     Path, PlainValidator(_path), PlainSerializer(str), WithJsonSchema({"type": "string", "minLength": 1})
 ]
-
-
-# ---- secrets ----
-
-
-def _secret(value: Any, info: ValidationInfo) -> SecretStr:
-    """Fetch a secret. No message holds any part of a literal one."""
-    if isinstance(value, SecretStr):
-        return value
-    if not isinstance(value, str):
-        raise ValueError(f'must be text, "env:NAME" or "file:PATH", not {type_name(value)}')  # noqa: TRY004
-    scheme, _, rest = value.partition(":")
-    if scheme == "env":
-        secret = _from_environment(rest)
-    elif scheme == "file":
-        secret = _from_file(_folder(info) / rest)
-    else:
-        secret = value
-    if not secret:
-        raise ValueError("must not be empty")
-    if not secret.isprintable():  # found here rather than by the HTTP client, which refuses it in a header
-        raise ValueError("the secret holds a line break or another control character: no credential has one")
-    return SecretStr(secret)
-
-
-def _from_environment(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError("what follows env: is not the name of an environment variable")
-    secret = os.environ.get(name)
-    if not secret:
-        raise ValueError(f"the environment variable {name} is {'not set' if secret is None else 'empty'}")
-    return secret
-
-
-def _from_file(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"the file {path} cannot be read: {error.strerror}") from None
-    except ValueError:  # not UTF-8, or a NUL in the path
-        raise ValueError(f"the file {str(path)!r} cannot be read: not UTF-8 text") from None
-    text = text.removesuffix("\n")  # editors and `echo` end a file with a newline
-    if not text:
-        raise ValueError(f"the file {path} is empty")
-    return text
-
-
-Secret = Annotated[
-    SecretStr,
-    PlainValidator(_secret),
-    PlainSerializer(str, when_used="json"),
-    WithJsonSchema({"type": "string", "minLength": 1, "writeOnly": True}),
-]
-"""A literal, `env:NAME` or `file:PATH`, fetched when the configuration is read; shown as asterisks."""

@@ -64,6 +64,77 @@ def test_every_contradiction_is_reported_at_once() -> None:
     ]
 
 
+def rpc(methods: dict[str, Any], service: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Build a configuration of service `a`, and an rpc listener that leads to it."""
+    config = table({"a": "source_ip"}, ["a"])
+    config["service"][0] |= service or {}
+    config["listener"][0] |= {"mode": "rpc", "methods": methods} | more
+    return config
+
+
+def test_a_rule_leads_to_a_service() -> None:
+    """Where a method goes to a service of its own, there must be one."""
+    Config.model_validate(rpc({"m": {"service": "a"}, "n": "deny"}))
+    assert faults(rpc({"m": {"service": "b"}})) == [("listener", 0, "methods", "m", "service")]
+
+
+def test_a_hedge_comes_before_the_time_out() -> None:
+    """A delay as long as the time-out in force, the rule's or else the listener's, would never hedge."""
+    place = ("listener", 0, "methods", "m", "hedge")
+    idempotent = {"idempotent": True}
+    Config.model_validate(
+        rpc({"m": idempotent | {"hedge": 1.9, "timeout": 2}, "n": idempotent | {"hedge": 59}})
+    )
+    Config.model_validate(rpc({"m": idempotent | {"hedge": "p95", "timeout": "1ms"}}))
+    assert faults(rpc({"m": idempotent | {"hedge": 2, "timeout": 2}})) == [place]
+    assert faults(rpc({"m": idempotent | {"hedge": 60}})) == [place]
+    assert faults(rpc({"m": idempotent | {"hedge": 6}}, request_timeout=5)) == [place]
+
+
+@pytest.mark.parametrize("key", ["method", "params[0].session"])
+def test_a_key_of_requests_needs_requests(key: str) -> None:
+    """A service that is balanced by request is reached by listeners that see requests, and by no others."""
+    config = table({"a": key}, ["a", "a"])
+    config["listener"][0] |= {"mode": "rpc"}
+    config["listener"][1] |= {"mode": "rpc", "codec": "thrift-framed"}
+    Config.model_validate(config)
+    config["listener"][1] |= {"codec": "kafka"}
+    with pytest.raises(ValidationError, match="listener 'l1' forwards whole connections to 'a'"):
+        Config.model_validate(config)
+    assert faults(config) == [("service", 0, "balance", "key")]
+    assert faults(table({"a": key}, ["a"])) == [("service", 0, "balance", "key")]
+
+
+def test_a_key_of_requests_is_no_matter_where_nobody_leads() -> None:
+    """A service that is not in use yet may be balanced by request, and rules may lead to it."""
+    config = table({"a": "source_ip", "b": "method"}, ["a", "a"])
+    Config.model_validate(config)
+    config["listener"][0] |= {"mode": "rpc", "methods": {"m": {"service": "b"}}}
+    Config.model_validate(config)
+
+
+def test_shared_connections_name_no_client() -> None:
+    """A PROXY header names one client, so it goes with connections of one client alone."""
+    send = {"send_proxy": "v2"}
+    Config.model_validate(table({"a": "source_ip"}, ["a"]) | {"service": rpc({}, send)["service"]})
+    config = rpc({}, send)
+    assert faults(config) == [("service", 0, "send_proxy")]
+    del config["listener"][0]["methods"]
+    config["listener"][0]["codec"] = "u32be"
+    Config.model_validate(config)
+
+
+@given(memory=st.integers(16 << 20, 4 << 30), longer=st.integers(0, 1))
+def test_a_frame_fits_into_memory_twice(memory: int, longer: int) -> None:
+    """A request and its answer can be held at once, of the greatest length too."""
+    size = min(memory // 2 + longer, 1 << 30)
+    config = rpc({}, max_frame=size) | {"gateway": {"rpc_memory": memory}}
+    if size <= memory // 2:
+        Config.model_validate(config)
+    else:
+        assert faults(config) == [("listener", 0, "max_frame")]
+
+
 def clouds(*auths: dict[str, Any]) -> dict[str, Any]:
     common = {"endpoint": "https://m.test", "project_id": "p"}
     tables = {f"c{index}": common | {"auth": auth} for index, auth in enumerate(auths)}

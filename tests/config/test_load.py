@@ -16,15 +16,20 @@ from pydantic import BaseModel
 from tcpgw.config.load import json_schema, load, loads
 from tcpgw.config.schema import (
     AkSkAuth,
+    Codec,
     Config,
     DnsDiscovery,
     FileDiscovery,
+    Frame,
+    Listener,
+    Method,
     ModelArtsDiscovery,
     PasswordAuth,
     Route,
+    Rpc,
     TokenAuth,
 )
-from tcpgw.config.values import Bind
+from tcpgw.config.values import Bind, parse_path
 from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConfigError
 
@@ -50,12 +55,20 @@ def test_a_valid_sample_loads(sample: Path) -> None:
     assert config.listener
 
 
-def test_the_full_sample_says_everything() -> None:
-    """The full sample sets every key that its tables have, and is read as it was written."""
+def test_the_samples_say_everything() -> None:
+    """The full sample sets every key that its tables have, together with that of rpc."""
+    said: dict[type[BaseModel], set[str]] = {}
+    for table in (*tables(valid("full")), *tables(valid("rpc"))):
+        said.setdefault(type(table), set()).update(table.model_fields_set)
+    assert {Listener, Rpc, Method, Codec, Frame} <= said.keys()
+    assert {
+        kind.__name__: missing for kind, keys in said.items() if (missing := kind.model_fields.keys() - keys)
+    } == {}
+
+
+def test_the_full_sample_is_read_as_it_was_written() -> None:
+    """Numbers have their units, texts are what they stand for."""
     config = valid("full")
-    assert [
-        name for table in tables(config) for name in type(table).model_fields.keys() - table.model_fields_set
-    ] == []
     (service,), (listener,) = config.service, config.listener
     assert isinstance(config.cloud["north"].auth, TokenAuth)
     assert config.cloud["north"].auth.token.get_secret_value() == "a-literal-token"
@@ -65,6 +78,36 @@ def test_the_full_sample_says_everything() -> None:
     assert listener.bind == Bind("0.0.0.0", 9000)
     assert (listener.idle_timeout, listener.fin_timeout, listener.keepalive) == (7200, 10, 30.5)
     assert list(map(str, listener.accept_proxy)) == ["10.0.0.0/24", "192.0.2.7/32"]
+    assert config.gateway.rpc_memory == 1 << 30
+    assert service.rpc == Rpc(
+        exclusive=True,
+        connections=100,
+        bulk=0,
+        max_inflight=100,
+        queue=0,
+        queue_timeout=0.25,
+        retry_budget=0.1,
+        hedge_budget=0,
+    )
+
+
+def test_the_sample_of_rpc_is_read_as_it_was_written() -> None:
+    """Codecs come to one form, fields to their steps, rules keep their order."""
+    config = valid("rpc")
+    assert [str(listener.codec) for listener in config.listener if listener.mode == "rpc"] == [
+        "msgpack-rpc-stream",
+        "msgpack-rpc",
+        "thrift-framed",
+        "opaque kafka",
+        "fifo u32be",
+        "opaque (length: 2 bytes at 4)",
+        "fifo (length: varint at 1)",
+    ]
+    predict = config.listener[0]
+    assert (predict.max_frame, predict.deadline) == (32 << 20, (1, "deadline_ms"))
+    assert list(predict.methods) == ["predict", "embed.*", "admin.*", "*"]
+    assert predict.methods["admin.*"] == "deny"
+    assert parse_path(config.service[1].balance.key) == (1, "odd key", "id")
 
 
 def tables(value: object) -> list[BaseModel]:
@@ -150,8 +193,13 @@ def test_the_schema_is_one_and_takes_the_valid_samples() -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "balance_key",
         "bind",
+        "codec",
+        "deadline",
         "duration_without_unit",
+        "frame",
+        "methods",
         "not_a_choice",
         "password_missing",
         "route_form",
@@ -213,6 +261,15 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
         "SRV",
         "ring",
         "a",
+        "rpc",
+        "kafka",
+        "fifo",
+        "varint",
+        "deny",
+        "p95",
+        "params[0].x",
+        "16MiB",
+        "a.*",
     ]
 )
 scalars = st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | texts | st.dates()
@@ -318,6 +375,7 @@ def test_nothing_but_faults_comes_out_of_any_text(text: str) -> None:
         "[cloud.modelarts]\nauth = { type = 'password', password_env" + ".a" * 3000 + " = 1 }",
         "[[service]]\nwait = 0x" + "f" * 10_000,
         "[[service]]\nconnect = { candidates = 0x" + "f" * 10_000 + " }",
+        "gateway = { log = { level = 0x" + "f" * 10_000 + " } }",
         "\ud800 = 1",
         "x = '\ud800'",
         "[[service]]\nname = '\ud800'",

@@ -1,4 +1,4 @@
-"""How durations, addresses, URLs, names and secrets are read and shown."""
+"""How durations, sizes, addresses, fields, URLs, names and paths are read and shown."""
 
 import math
 from contextlib import suppress
@@ -6,27 +6,29 @@ from datetime import date
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tcpgw.config.values import (
     Bind,
     BindAddress,
+    Delay,
     Duration,
     EndpointAddress,
+    FieldPath,
     FilePath,
     Name,
     Network,
-    Secret,
     Size,
     StaticMember,
     Url,
     is_name,
+    parse_path,
     type_name,
+    written_size,
 )
 from tcpgw.endpoints import Endpoint, Member
 
@@ -35,7 +37,6 @@ BIND: TypeAdapter[Bind] = TypeAdapter(BindAddress)
 MEMBER: TypeAdapter[Member] = TypeAdapter(StaticMember)
 NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
 PATH: TypeAdapter[Path] = TypeAdapter(FilePath)
-SECRET: TypeAdapter[SecretStr] = TypeAdapter(Secret)
 URL: TypeAdapter[str] = TypeAdapter(Url)
 
 # Anything that TOML can hold, to be thrown at readers.
@@ -143,7 +144,20 @@ def test_no_text_breaks_the_reader_of_binds(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Duration, BindAddress, EndpointAddress, StaticMember, Network, FilePath, Name, Secret, Url]
+    "kind",
+    [
+        BindAddress,
+        Delay,
+        Duration,
+        EndpointAddress,
+        FieldPath,
+        FilePath,
+        Name,
+        Network,
+        Size,
+        StaticMember,
+        Url,
+    ],
 )
 @given(value=toml_values)
 def test_no_value_breaks_a_reader(kind: Any, value: Any) -> None:
@@ -174,7 +188,8 @@ def test_static_endpoints_are_read(written: Any, member: Member) -> None:
         (StaticMember, Member(Endpoint("10.0.0.1", 80), 2)),
         (Network, ip_network("10.0.0.0/8")),
         (FilePath, Path("/x")),
-        (Secret, SecretStr("env:taken as it is")),
+        (Delay, "p95"),
+        (FieldPath, (0, "session")),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -248,45 +263,6 @@ def test_relative_paths_start_at_the_given_folder(tmp_path: Path) -> None:
     assert PATH.validate_python("/x.json", context={"folder": tmp_path}) == Path("/x.json")
 
 
-def test_secrets_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A secret comes from the file itself, the environment, or another file without its last newline."""
-    monkeypatch.setenv("TCPGW_TEST_SECRET", "from the environment")
-    tmp_path.joinpath("secret").write_bytes(b"from a file\r\n")
-    context = {"folder": tmp_path}
-    assert SECRET.validate_python("literal:1").get_secret_value() == "literal:1"
-    assert SECRET.validate_python("env:TCPGW_TEST_SECRET").get_secret_value() == "from the environment"
-    assert SECRET.validate_python("file:secret", context=context).get_secret_value() == "from a file"
-    assert SECRET.validate_python(f"file:{tmp_path}/secret").get_secret_value() == "from a file"
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "is empty"),
-        (b"\n", "is empty"),
-        (b"hush\xff", "not UTF-8"),
-        (b"hush\nhush\n", "line break"),
-        (None, "No such file"),
-    ],
-)
-def test_unusable_secret_files_are_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
-    """A missing, empty, binary or many-line file is no secret, and what it holds is not shown."""
-    if content is not None:
-        tmp_path.joinpath("secret").write_bytes(content)
-    with pytest.raises(ValidationError, match=reason) as caught:
-        SECRET.validate_python("file:secret", context={"folder": tmp_path})
-    assert "hush" not in str(caught.value.errors(include_input=False))
-
-
-@given(st.uuids())
-def test_secrets_are_masked(unique: UUID) -> None:
-    """No way to show a secret shows it."""
-    secret = SECRET.validate_python(f"hush{unique}")
-    for shown in (str(secret), repr(secret), str(SECRET.dump_python(secret)), str(SECRET.dump_json(secret))):
-        assert str(unique) not in shown
-        assert "***" in shown
-
-
 def test_types_have_an_operators_names() -> None:
     """Messages speak of text, lists and tables, not of Python's types."""
     names = {"text": "", "a whole number": 1, "a fraction": 1.5, "true or false": True, "a table": {}}
@@ -313,3 +289,108 @@ def test_other_sizes_are_refused(written: Any) -> None:
     """No decimal units, which some read as binary ones, and nothing without a number."""
     with pytest.raises(ValidationError, match="is not a size: write 64KiB"):
         SIZES.validate_python(written)
+
+
+@given(st.integers(1, 1 << 31))
+def test_sizes_are_shown_as_they_are_written(size: int) -> None:
+    """A message shows a size in a form that can be written into the file, and means the same there."""
+    assert SIZES.validate_python(written_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(1, "1B"), (1536, "1536B"), (64 << 10, "64KiB"), (1536 << 20, "1536MiB"), (1 << 30, "1GiB")],
+)
+def test_sizes_are_shown_in_the_largest_whole_unit(size: int, shown: str) -> None:
+    """An operator reads 16MiB, not its eight digits."""
+    assert written_size(size) == shown
+
+
+# ---- delays ----
+
+DELAY: TypeAdapter[float | str] = TypeAdapter(Delay)
+
+
+@pytest.mark.parametrize(("written", "read"), [("p95", "p95"), ("20ms", 0.02), (2, 2.0), (0.5, 0.5)])
+def test_delays_are_measured_or_fixed(written: str | float, read: str | float) -> None:
+    """A delay is a duration, or the word for the measured one."""
+    assert DELAY.validate_python(written) == read
+
+
+@pytest.mark.parametrize("written", ["p99", "P95", "", 0, -1, True, None, ["p95"], math.nan])
+def test_other_delays_are_refused(written: Any) -> None:
+    """The message says both ways to write one."""
+    with pytest.raises(ValidationError, match=r'write 10s, .* more than 0; or "p95"'):
+        DELAY.validate_python(written)
+
+
+# ---- fields of a request ----
+
+FIELD: TypeAdapter[tuple[int | str, ...]] = TypeAdapter(FieldPath)
+steps = st.integers(0, 999_999_999) | st.text(st.characters(codec="utf-8"), min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("params[0]", (0,)),
+        ("params[0].session", (0, "session")),
+        ("params.user_2._id", ("user_2", "_id")),
+        ('params[1]["odd key"]', (1, "odd key")),
+        (r'params["a\"]"]["\u00e9\\"].b[10]', ('a"]', "é\\", "b", 10)),
+        ('params["0"]', ("0",)),
+    ],
+)
+def test_fields_are_read_as_steps(written: str, path: tuple[int | str, ...]) -> None:
+    """Dots and brackets are steps: whole numbers are positions, texts are names."""
+    assert parse_path(written) == path == FIELD.validate_python(written)
+
+
+@given(st.lists(steps, min_size=1).map(tuple))
+def test_fields_round_trip(path: tuple[int | str, ...]) -> None:
+    """Any path is shown in a form that is read again as the same."""
+    assert parse_path(FIELD.dump_python(path)) == path
+    assert FIELD.validate_json(FIELD.dump_json(path)) == path
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "params",
+        "params.",
+        "params[]",
+        "params[-1]",
+        "params[01]",
+        "params[1_0]",
+        "params[1e3]",
+        "params[9999999999]",
+        "params[0]session",
+        "params[0].odd key",
+        "params[0].2nd",
+        "params['a']",
+        'params[""]',
+        'params["a]',
+        r'params["\x"]',
+        r'params["\ud800"]',
+        'params["\n"]',
+        "params[0]\n",
+        " params[0]",
+        "param[0]",
+        "session",
+        "params[\uff11]",
+    ],
+)
+def test_other_fields_are_refused(written: str) -> None:
+    """What no request has is refused when the file is read, with examples of what to write."""
+    with pytest.raises(ValueError, match=r"is no field of a request: write params\[0\], "):
+        parse_path(written)
+
+
+@given(st.text() | st.lists(st.sampled_from(["params", "[", "]", ".", '"', "\\", "0", "a"])).map("".join))
+def test_no_text_breaks_the_reader_of_fields(text: str) -> None:
+    """Whatever stands there is read as a path of at least one step, or refused as a value."""
+    with suppress(ValueError):
+        path = parse_path(text)
+        assert path
+        "".join(map(str, path)).encode()

@@ -1,0 +1,22 @@
+"""What the tables of a configuration have in common."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+
+
+class Table(BaseModel):
+    """A table of the file: frozen, and unknown keys are refused."""
+
+    # Inputs stay out of pydantic's own messages because they may be secrets.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _form(value: Any) -> str:
+    return "word" if isinstance(value, str) else "table"
+
+
+IsWord = Tag("word")
+IsTable = Tag("table")
+ByForm = Discriminator(_form)
+"""Of a value that is a word or a table: what was written is judged as what it looks like, not as both."""

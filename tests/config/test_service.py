@@ -1,0 +1,68 @@
+"""What a configuration may say of a service, and what it means where it says nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tcpgw.config.service import Balance, Connect, Rpc, Service
+
+SERVICE = {"name": "s", "discovery": {"type": "static", "endpoints": ["10.0.0.1:80"]}}
+
+
+def test_defaults_are_those_that_operators_expect() -> None:
+    """What is left out has the values of the design's table."""
+    service = Service.model_validate(SERVICE)
+    assert service.balance == Balance(policy="maglev", key="source_ip", table_size=65537, bounded_load=1.25)
+    assert service.connect == Connect(timeout=1, candidates=3)
+    assert (service.send_proxy, service.wait) == (None, 30)
+    assert service.rpc == Rpc(
+        exclusive=False,
+        connections=1,
+        bulk=256 << 10,
+        max_inflight=1024,
+        queue=1024,
+        queue_timeout=1,
+        retry_budget=0.2,
+        hedge_budget=0.05,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "by_request"),
+    [
+        ("source_ip", False),
+        ("source_ip_port", False),
+        ("listener", False),
+        ("method", True),
+        ("params[0].session", True),
+        ('params["a"]', True),
+    ],
+)
+def test_keys_are_of_connections_or_of_requests(key: str, by_request: bool) -> None:
+    """A key stays as it is written, and says whether each request has its own."""
+    balance = Balance(key=key)
+    assert (balance.key, balance.by_request) == (key, by_request)
+
+
+@given(st.text())
+def test_other_keys_are_refused(text: str) -> None:
+    """What is neither a word nor a field is refused with all that may stand there."""
+    with pytest.raises(ValidationError, match=r"must be 'source_ip', .* or a field such as"):
+        Balance(key=f"x{text}")
+
+
+def test_only_exclusive_connections_may_be_many() -> None:
+    """Shared connections are few; where each takes one request at a time there may be more."""
+    assert Rpc(connections=64).connections == 64
+    assert Rpc(connections=1024, exclusive=True).connections == 1024
+    with pytest.raises(ValidationError, match="at most 64 where connections are shared"):
+        Rpc(connections=65)
+    with pytest.raises(ValidationError, match="less than or equal to 1024"):
+        Rpc(connections=1025, exclusive=True)
+
+
+def test_parts_can_be_switched_off() -> None:
+    """0 is no bulk connection, no queue, no retry, no hedge."""
+    table = {"bulk": "0B", "queue": 0, "retry_budget": 0, "hedge_budget": 0}
+    assert Rpc.model_validate(table) == Rpc(bulk=0, queue=0, retry_budget=0, hedge_budget=0)
