@@ -1,4 +1,4 @@
-"""An address that clients connect to: accept, find out who it is, connect an instance, relay, log once.
+"""An address that clients connect to: accept, find out who it is, hand over to a plane, log once.
 
 The listener accepts from its socket itself rather than through `loop.create_server`. That makes
 `max_connections` exact (what is beyond waits in the kernel's queue, not in ours), costs no more CPU, and lets
@@ -13,19 +13,17 @@ import itertools
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 
 import structlog
 
 from tcpgw.config.schema import Listener as Settings
-from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConnectError, OverloadError, ProtocolError
 from tcpgw.relay.reasons import Reason
+from tcpgw.relay.session import Address, Connection, Plane, canonical
 from tcpgw.relay.sockets import listen
-from tcpgw.relay.stream import Relay, Side
-from tcpgw.relay.upstream import Address, NoEndpointError, Upstream
+from tcpgw.relay.upstream import NoEndpointError
 from tcpgw.wire import proxy_protocol
 
 log = structlog.get_logger()
@@ -44,32 +42,8 @@ _SWEEP_BATCH = 256
 _HEADER_READ = 4096
 
 
-class Connection:
-    """What the log and the operators hear of one client's connection."""
-
-    __slots__ = (
-        "client", "connect_time", "destination", "endpoint", "id", "kept_alive", "opened",
-        "peer", "relay", "setup", "socket", "tries", "upstream",
-    )  # fmt: skip
-
-    def __init__(self, id_: int, sock: socket.socket, peer: Address | None, opened: float) -> None:
-        self.id = id_
-        self.socket = sock  # ours until the relay starts
-        self.peer = peer
-        self.client = peer  # until a PROXY header says who is behind it
-        self.destination: Address | None = None  # what a PROXY header says the client connected to
-        self.opened = opened
-        self.upstream: Upstream | None = None
-        self.endpoint: Endpoint | None = None
-        self.connect_time: float | None = None
-        self.tries = 0
-        self.relay: Relay | None = None
-        self.kept_alive = False
-        self.setup: asyncio.Task[None] | None = None
-
-
 class Listener:
-    """Owns its socket, its connections and the tasks that set them up. `choose` is the route.
+    """Owns its socket, its connections and the tasks that set them up. `plane` moves their bytes.
 
     Made and used in one running event loop.
     """
@@ -78,7 +52,7 @@ class Listener:
         self,
         settings: Settings,
         sock: socket.socket,
-        choose: Callable[[Address | None], Upstream],
+        plane: Plane,
         *,
         log_connections: bool = True,
     ) -> None:
@@ -91,7 +65,7 @@ class Listener:
         self.connections: dict[int, Connection] = {}
         self._settings = settings
         self._socket = sock
-        self._choose = choose
+        self._plane = plane
         self._log_connections = log_connections
         # Bound and kept because both are asked for with every connection, and the asking costs microseconds.
         self._log = log.bind(listener=self.name)
@@ -100,6 +74,7 @@ class Listener:
         self._sweeper: asyncio.Task[None] | None = None
         self._accepting = False
         self._stopped = False
+        self._draining = False
         self._next_full = 0.0
         self._backing_off: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
@@ -137,6 +112,17 @@ class Listener:
             self._backing_off.cancel()
         self._socket.close()
 
+    def drain(self) -> None:
+        """Stop accepting, and let each session end when nothing would be lost. Idempotent.
+
+        Those that are being set up are drained once they stand.
+        """
+        self.stop_accepting()
+        self._draining = True
+        for connection in list(self.connections.values()):
+            if connection.session:
+                connection.session.drain()
+
     async def drained(self) -> None:
         """Return when no connection is left."""
         await self._empty.wait()
@@ -151,8 +137,8 @@ class Listener:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(self.connections.values()):
-            if connection.relay:
-                connection.relay.abort(Reason.SHUTDOWN, reset=True)
+            if connection.session:
+                connection.session.abort(Reason.SHUTDOWN, reset=True)
             else:  # its task was cancelled before its first step
                 self._end(connection, Reason.SHUTDOWN)
         await self._empty.wait()
@@ -205,7 +191,7 @@ class Listener:
     def _open(self, sock: socket.socket, address: tuple[str, int] | str) -> None:
         self.accepted += 1
         self._empty.clear()
-        peer = None if isinstance(address, str) else (_canonical(address[0]), address[1])
+        peer = None if isinstance(address, str) else (canonical(address[0]), address[1])
         connection = Connection(next(self._ids), sock, peer, time.monotonic())
         self.connections[connection.id] = connection
         connection.setup = self._loop.create_task(self._serve(connection))
@@ -213,11 +199,12 @@ class Listener:
     # ---- one connection ----
 
     async def _serve(self, connection: Connection) -> None:
-        """From accept to relay. From the relay's start on, its protocols own the connection and its end."""
+        """From accept to session, which owns the connection and its end from then on."""
         reason, error = Reason.SHUTDOWN, ""
         try:
             early = await self._identify(connection)
-            await self._connect(connection, early)
+            on_end = partial(self._on_end, connection)
+            connection.session = await self._plane.open(connection, early, on_end)
         except ProtocolError as exc:
             reason, error = Reason.PROTOCOL_ERROR, str(exc)
         except TimeoutError:
@@ -227,16 +214,21 @@ class Listener:
         except OverloadError as exc:
             reason, error = Reason.OVERLOAD, str(exc)
         except ConnectError as exc:
-            reason, error, connection.tries = Reason.CONNECT_FAILED, str(exc), exc.tries
-        except OSError as exc:  # the client's own socket, before the relay
+            reason, error = Reason.CONNECT_FAILED, str(exc)
+            connection.facts["tries"] = exc.tries
+        except OSError as exc:  # the client's own socket
             reason, error = Reason.CLIENT_RESET, str(exc)
         except Exception:  # noqa: BLE001 - a bug that one connection meets must not end the others
             reason = Reason.INTERNAL
             self._log.exception("connection_error", id=connection.id)
         finally:
             connection.setup = None
-            if connection.relay is None:
+            if connection.session is None:
                 self._end(connection, reason, error)
+            elif connection.over:
+                self._end(connection, *connection.over)
+            elif self._draining:
+                connection.session.drain()
 
     async def _identify(self, connection: Connection) -> bytes:
         """Read the PROXY header where the peer must send one, and return what came behind it."""
@@ -258,81 +250,44 @@ class Listener:
         # Whoever may open the socket file of a Unix listener was let in by its owner and mode.
         return peer is None or any(ip_address(peer[0]) in network for network in self._settings.accept_proxy)
 
-    async def _connect(self, connection: Connection, early: bytes) -> None:
-        upstream = connection.upstream = self._choose(connection.client)
-
-        def new_side() -> Side:
-            end = partial(self._end, connection)
-            return Relay(end, connection.opened, self._settings.buffer).instance
-
-        connected = await upstream.connect(connection.client, new_side)
-        connection.endpoint, side, connection.connect_time, connection.tries = connected
-        relay = connection.relay = side.relay
-        try:
-            if first := self._header(connection) + early:
-                relay.send_first(first)
-            relay.client.received = len(early)
-            await self._loop.connect_accepted_socket(lambda: relay.client, connection.socket)
-        except BaseException:
-            connection.relay = None
-            relay.abort(Reason.SHUTDOWN, reset=True)
-            raise
-
-    def _header(self, connection: Connection) -> bytes:
-        upstream = connection.upstream
-        if upstream is None or upstream.send_proxy is None:
-            return b""
-        destination = connection.destination
-        if destination is None and connection.peer:
-            host, port = connection.socket.getsockname()[:2]
-            destination = (_canonical(host), port)
-        build = proxy_protocol.build_v1 if upstream.send_proxy == "v1" else proxy_protocol.build_v2
-        return build(connection.client, destination)
-
     # ---- ends ----
 
     async def _sweep(self) -> None:
-        """End the connections that are quiet for too long. One pass for all instead of a timer for each."""
-        idle, fin, keepalive = (
-            self._settings.idle_timeout,
-            self._settings.fin_timeout,
-            self._settings.keepalive,
+        """Let every session look at its time-outs. One pass for all instead of a timer for each."""
+        settings = self._settings
+        shortest = min(
+            settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout
         )
         while True:
-            await asyncio.sleep(min(idle, fin, keepalive) / _SWEEPS_PER_TIMEOUT)
+            await asyncio.sleep(shortest / _SWEEPS_PER_TIMEOUT)
             for count, connection in enumerate(list(self.connections.values()), 1):
                 if count % _SWEEP_BATCH == 0:
                     await asyncio.sleep(0)
-                if connection.relay is None:
+                if connection.session is None:
                     continue
-                if not connection.kept_alive:
-                    # Here and not at the connect: a connection that ends before the first probe is due, as
-                    # most do where connections are short, is spared five system calls.
-                    connection.kept_alive = True
-                    connection.relay.keep_alive(keepalive)
-                self._expire(connection.relay, idle, fin)
+                try:
+                    connection.session.tend(time.monotonic())
+                except Exception as exc:  # noqa: BLE001 - a fault in one must not end the time-outs of all
+                    context = {"message": f"connection {connection.id} was not tended", "exception": exc}
+                    self._loop.call_exception_handler(context)
 
-    @staticmethod
-    def _expire(relay: Relay, idle: float, fin: float) -> None:
-        quiet = relay.idle_seconds(time.monotonic())
-        if relay.half_closed and quiet >= fin:
-            relay.abort(Reason.FIN_TIMEOUT, reset=True)
-        elif quiet >= idle:
-            relay.abort(Reason.IDLE_TIMEOUT, reset=False)
+    def _on_end(self, connection: Connection, reason: Reason, error: str) -> None:
+        if connection.setup:  # it is not known yet whose figures to log
+            connection.over = reason, error
+        else:
+            self._end(connection, reason, error)
 
     def _end(self, connection: Connection, reason: Reason, error: str = "") -> None:
-        """Count and log a connection's end. Idempotent: set-up and relay may both find that it is over."""
+        """Count and log a connection's end. Idempotent: set-up and session may both find that it is over."""
         if self.connections.pop(connection.id, None) is None:
             return
         self.ended[reason] += 1
-        upstream, endpoint, relay = connection.upstream, connection.endpoint, connection.relay
-        if relay is None:
+        session = connection.session
+        connection.session = None  # it knows this connection: no cycle for the collector
+        if session is None:
             connection.socket.close()
-        connection.relay = None  # it knows this connection: no cycle for the collector
-        if upstream and endpoint:
-            upstream.release(endpoint)
-        bytes_in = relay.client.received if relay else 0
-        bytes_out = relay.instance.received if relay else 0
+        bytes_in = session.received if session else 0
+        bytes_out = session.sent if session else 0
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         if not self.connections:
@@ -340,28 +295,25 @@ class Listener:
         if self._backing_off is None:
             self._resume()
         if self._log_connections:
-            now = time.monotonic()
-            self._log.info(
-                "connection_closed",
-                id=connection.id,
-                client=_text(connection.client),
-                service=upstream.service if upstream else None,
-                endpoint=str(endpoint) if endpoint else None,
-                bytes_in=bytes_in,
-                bytes_out=bytes_out,
-                duration=round(now - connection.opened, 6),
-                connect_time=connection.connect_time and round(connection.connect_time, 6),
-                tries=connection.tries,
-                reason=reason.value,
-                **({"error": error} if error else {}),
-                **({"peer": _text(connection.peer)} if connection.peer != connection.client else {}),
-            )
-
-
-def _canonical(host: str) -> str:
-    """The kernel's text of an address as `endpoints.Endpoint` writes it, so that one client is one key."""
-    mapped = host.removeprefix("::ffff:")
-    return mapped if "." in mapped and ":" not in mapped else host.partition("%")[0]
+            line = {
+                "id": connection.id,
+                "client": _text(connection.client),
+                "service": None,
+                "endpoint": None,
+                "bytes_in": bytes_in,
+                "bytes_out": bytes_out,
+                "duration": round(time.monotonic() - connection.opened, 6),
+                "connect_time": None,
+                "tries": 0,
+                **connection.facts,
+                **(session.facts() if session else {}),
+                "reason": reason.value,
+            }
+            if error:
+                line["error"] = error
+            if connection.peer != connection.client:
+                line["peer"] = _text(connection.peer)
+            self._log.info("connection_closed", **line)
 
 
 def _text(address: Address | None) -> str:

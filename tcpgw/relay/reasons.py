@@ -15,7 +15,11 @@ class Reason(StrEnum):
     CONNECT_FAILED = "connect_failed"  # no candidate could be connected to
     NO_ENDPOINT = "no_endpoint"  # the service has no endpoint that takes connections
     OVERLOAD = "overload"  # the gateway itself had no descriptor or memory left to connect with
-    PROTOCOL_ERROR = "protocol_error"  # a trusted source sent no valid PROXY header
-    HEADER_TIMEOUT = "header_timeout"  # … or did not send it in time
+    PROTOCOL_ERROR = "protocol_error"  # a PROXY header or a frame that its protocol does not allow
+    HEADER_TIMEOUT = "header_timeout"  # a trusted source did not send its PROXY header in time
+    FRAME_TOO_LARGE = "frame_too_large"  # a frame said that it is longer than the listener's max_frame
+    FRAME_TIMEOUT = "frame_timeout"  # a frame that had begun was not whole within frame_timeout
+    SLOW_READER = "slow_reader"  # the client did not read its answers within the limits
+    DRAINED = "drained"  # ended between two frames, because the gateway or its endpoint is to stop
     SHUTDOWN = "shutdown"
     INTERNAL = "internal"  # a bug in tcpgw; the line before it in the log has the traceback

@@ -1,9 +1,11 @@
 """Opening sockets for listening, and the options that both sides of a relay carry."""
 
+import asyncio
 import contextlib
 import os
 import socket
 import stat
+import struct
 
 from tcpgw.config.values import Bind
 from tcpgw.errors import TcpgwError
@@ -15,6 +17,8 @@ _KEEPALIVE_PROBES = 3
 # Whoever may read and write the socket file may connect: owner and group, as HAProxy's and PostgreSQL's
 # packages set theirs up.
 _UNIX_MODE = 0o660
+# SO_LINGER on, 0 s: closing sends RST and drops what is unsent (socket(7)).
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class BindError(TcpgwError):
@@ -81,3 +85,11 @@ def _remove_stale(path: str) -> None:
             except BlockingIOError:
                 pass
         raise FileExistsError(17, "another process listens on it")
+
+
+def drop(transport: asyncio.Transport, *, reset: bool) -> None:
+    """End a transport at once; with `reset`, by RST. Idempotent."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if reset and sock is not None:  # uvloop's answer from the closing of the socket until connection_lost
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()

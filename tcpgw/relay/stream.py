@@ -18,17 +18,15 @@ import asyncio
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import Callable
 from typing import cast
 
 from tcpgw.relay.reasons import Reason
-from tcpgw.relay.sockets import set_options
+from tcpgw.relay.session import OnEnd
+from tcpgw.relay.sockets import drop, set_options
 
 _READ = 65536  # bytes
 DEFAULT_BUFFER = 65536  # bytes: every transport's high-water mark, so not set for each anew
-# SO_LINGER on, 0 s: closing sends RST and drops what is unsent (socket(7)).
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Side(asyncio.Protocol):
@@ -104,33 +102,31 @@ class Relay:
     """
 
     __slots__ = (
-        "_buffer",
-        "_delivered",
-        "_first_fin",
-        "_on_end",
-        "_quiet_since",
-        "client",
-        "instance",
+        "_buffer", "_delivered", "_first_fin", "_on_end", "_quiet_since", "client", "error", "instance",
         "reason",
-    )
+    )  # fmt: skip
 
-    def __init__(self, on_end: Callable[[Reason], None], now: float, buffer: int = DEFAULT_BUFFER) -> None:
-        self.client = Side(self, Reason.CLIENT_FIN, Reason.CLIENT_RESET)
-        self.instance = Side(self, Reason.INSTANCE_FIN, Reason.INSTANCE_RESET)
+    def __init__(self, on_end: OnEnd, now: float, buffer: int = DEFAULT_BUFFER) -> None:
+        self.client = self._new_side(Reason.CLIENT_FIN, Reason.CLIENT_RESET)
+        self.instance = self._new_side(Reason.INSTANCE_FIN, Reason.INSTANCE_RESET)
         self.client.other, self.instance.other = self.instance, self.client
         self.reason: Reason | None = None
+        self.error = ""
         self._first_fin: Reason | None = None
         self._on_end = on_end
         self._buffer = buffer
         self._delivered = 0
         self._quiet_since = now
 
+    def _new_side(self, fin: Reason, reset: Reason) -> Side:
+        return Side(self, fin, reset)
+
     def join(self) -> None:
         """Both transports stand: connect the two directions, and deliver what one side did meanwhile."""
+        if self.reason is not None:  # the instance was lost before
+            self.abort(self.reason, reset=True)
+            return
         for side in (self.client, self.instance):
-            if side.other.lost:
-                self.abort(self.reason or side.other.fin, reset=True)
-                return
             assert side.other.transport is not None  # noqa: S101 - join() is called when both stand
             if self._buffer != DEFAULT_BUFFER:
                 side.other.transport.set_write_buffer_limits(high=self._buffer)
@@ -167,16 +163,16 @@ class Relay:
         self.reason = self.reason or (side.reset if cut else self._first_fin or side.fin)
         other = side.other
         if other.lost:
-            self._on_end(self.reason)
-            self._untie()
+            self._finish(self.reason)
         elif other.transport is not None and not other.transport.is_closing():
             if exc is not None and not side.ended:
-                _drop(other.transport, reset=True)
+                drop(other.transport, reset=True)
             else:  # everything that it had to say was received, so deliver it
                 other.transport.close()
 
-    def _untie(self) -> None:
-        """Break the reference cycles, so that the end frees everything at once and the collector idles."""
+    def _finish(self, reason: Reason) -> None:
+        """Both transports are gone. Breaks the reference cycles, so that nothing waits for the collector."""
+        self._on_end(reason, self.error)
         for side in (self.client, self.instance):
             side.transport = None
             del side.relay, side.other, side.write
@@ -186,12 +182,14 @@ class Relay:
         self.reason = self.reason or reason
         for side in (self.client, self.instance):
             if side.transport is not None and not side.lost:
-                _drop(side.transport, reset=reset or side.transport.get_write_buffer_size() > 0)
+                drop(side.transport, reset=reset or side.transport.get_write_buffer_size() > 0)
 
     def keep_alive(self, seconds: float) -> None:
         """Let the kernel probe the instance; the client's socket has it from the listening one."""
         transport = self.instance.transport
-        sock: socket.socket | None = transport.get_extra_info("socket") if transport else None
+        if transport is None or self.instance.lost:
+            return  # uvloop may then answer with a socket of descriptor -1
+        sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
             set_options(sock, seconds)
 
@@ -209,10 +207,3 @@ class Relay:
             self._delivered = delivered
             self._quiet_since = now
         return now - self._quiet_since
-
-
-def _drop(transport: asyncio.Transport, *, reset: bool) -> None:
-    sock: socket.socket | None = transport.get_extra_info("socket")
-    if reset and sock is not None:  # uvloop's answer from the closing of the socket until connection_lost
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    transport.abort()

@@ -10,10 +10,8 @@ from typing import Literal, NamedTuple
 from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConnectError, OverloadError
 from tcpgw.pool import Pool
+from tcpgw.relay.session import Address
 from tcpgw.relay.stream import Side
-
-Address = tuple[str, int]
-"""A client's IP address, in canonical text, and port."""
 
 Hash = Callable[[Address | None], int]
 """The key of a client's connection, as a 32-bit position. A client of a Unix socket has no address."""

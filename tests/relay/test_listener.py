@@ -15,6 +15,7 @@ from tcpgw.config.load import loads
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.sockets import bind_socket
+from tcpgw.relay.stream_plane import StreamPlane
 from tests.support.streams import SMALL, bed, dial, in_time, refusing, silent, until
 
 # ---- where clients come from ----
@@ -276,7 +277,7 @@ async def test_a_bug_costs_one_connection(log_connections: bool) -> None:
     settings = loads(_SMALLEST, Path()).listener[0]
     with capture_logs() as logs:
         sock = bind_socket(settings.bind, settings.keepalive)
-        listener = Listener(settings, sock, choose, log_connections=log_connections)
+        listener = Listener(settings, sock, StreamPlane(settings, choose), log_connections=log_connections)
         listener.start()
         for _ in range(2):
             client = dial(sock.getsockname())

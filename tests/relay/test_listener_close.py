@@ -52,9 +52,9 @@ async def test_the_turns_reach_from_nothing_to_a_relay() -> None:
                 "waiting"
                 if connection is None
                 else "relaying"
-                if connection.relay
+                if connection.session
                 else "connecting"
-                if connection.upstream
+                if connection.facts
                 else "accepted"
             )
     assert stages == {"waiting", "accepted", "connecting", "relaying"}

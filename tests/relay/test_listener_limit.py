@@ -120,6 +120,7 @@ async def test_a_crowd_without_manners() -> None:
             # Those that left while they waited for their turn were perhaps never seen.
             await until(lambda: b.listener.accepted >= 250 and not b.listener.connections)
             loop.remove_reader(b.instances[0])
-    assert {line["reason"] for line in b.lines} == {
+    # Which of them win their races is for the machine to say.
+    assert {line["reason"] for line in b.lines} <= {
         "client_fin", "client_reset", "instance_fin", "instance_reset",
     }  # fmt: skip

@@ -138,7 +138,7 @@ async def test_the_true_source_is_the_key() -> None:
             expected[f"{host}:1000"] = str(next(b.pool.candidates(hashing.source_ip(host, hashing.SEED))))
             client = b.dial()
             await client.send(v2((host, 1000), ("198.51.100.1", 443)))
-        await until(lambda: sum(c.relay is not None for c in b.listener.connections.values()) == 50)
+        await until(lambda: sum(c.session is not None for c in b.listener.connections.values()) == 50)
     assert {line["client"]: line["endpoint"] for line in b.lines} == expected
     assert len(set(expected.values())) == 3
 

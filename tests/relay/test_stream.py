@@ -275,7 +275,7 @@ async def instance_first(
     """A relay with only its instance connected. Yields it, both far ends, the client's socket, its ends."""
     loop = asyncio.get_running_loop()
     ends: list[Reason] = []
-    relay = Relay(ends.append, now=1000.0)
+    relay = Relay(lambda reason, _: ends.append(reason), now=1000.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         await loop.create_connection(lambda: relay.instance, *server.getsockname())
         instance = Peer(server.accept()[0])

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tcpgw.balancing.loads import Loads
+from tcpgw.balancing.policy import Keyless
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.errors import ConnectError
 from tcpgw.pool import Pool
@@ -19,7 +20,7 @@ from tests.support.streams import Peer, in_time, listening, open_sockets, refusi
 CLIENT = ("127.0.0.1", 40000)
 
 
-class InOrder:
+class InOrder(Keyless):
     """The policy of a service whose endpoints are asked in the order of their weights, greatest first."""
 
     def __init__(self, weights: Mapping[Endpoint, float]) -> None:
@@ -71,7 +72,7 @@ class Service:
         await asyncio.sleep(0)
 
     def _new_side(self) -> Side:
-        return Relay(lambda _: None, now=0.0).instance
+        return Relay(lambda *_: None, now=0.0).instance
 
 
 @asynccontextmanager

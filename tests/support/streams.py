@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from tcpgw.app import Gateway
 from tcpgw.config.load import loads
 from tcpgw.pool import Pool
-from tcpgw.relay.listener import Connection, Listener
+from tcpgw.relay.listener import Listener
+from tcpgw.relay.session import Connection
 from tcpgw.relay.stream import Relay
 
 # Seconds after which something that should have happened has not: long, so that a busy machine fails nothing.
@@ -30,7 +31,7 @@ _FIELDS = {
     "event", "log_level", "id", "client", "listener", "service", "endpoint", "bytes_in", "bytes_out",
     "duration", "connect_time", "tries", "reason",
 }  # fmt: skip
-_OPTIONAL_FIELDS = {"error", "peer"}
+_OPTIONAL_FIELDS = {"error", "peer", "requests", "answers"}
 
 
 async def in_time(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
@@ -199,9 +200,9 @@ class Bed:
 
     async def relay(self) -> Relay:
         """The relay of the only connection, as soon as it stands."""
-        await until(lambda: self.connection.relay)
-        relay = self.connection.relay
-        assert relay is not None
+        await until(lambda: self.connection.session)
+        relay = self.connection.session
+        assert isinstance(relay, Relay)
         return relay
 
     def close_peers(self) -> None:

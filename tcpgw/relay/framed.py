@@ -1,0 +1,302 @@
+"""The framed relay: as the stream plane, one connection to an instance for each of a client's, but its frames
+are seen.
+
+What passes, passes as on the stream plane, at once and in the pieces that it comes in; only where frames end
+is looked for. So there are a limit on their size and on the time that one takes, counts, and a moment at
+which a connection can be ended without loss.
+
+- A frame above the limit, or no frame at all, ends the connection. What had been read before is delivered;
+  of the read in which it was noticed nothing is, frames before it in the same read included. So at most a
+  header's first bytes of a refused frame get through, and then only where the network had cut the header.
+- Whoever sent it is reset, the other gets FIN. Every other end is the stream plane's.
+- Frames are taken for requests where the client sends them and for answers where the instance does. That is
+  a guess about protocols in general and only counts, delays a drain and, for `fifo`, times.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from tcpgw.config.schema import Listener as Settings
+from tcpgw.errors import FrameTooLargeError, ProtocolError
+from tcpgw.observe.histogram import Histogram
+from tcpgw.relay.reasons import Reason
+from tcpgw.relay.session import OnEnd
+from tcpgw.relay.sockets import drop
+from tcpgw.relay.stream import Side
+from tcpgw.relay.stream_plane import Choose, StreamPlane, StreamSession
+from tcpgw.relay.upstream import Upstream
+from tcpgw.wire.frames import Splitter
+
+# Requests without an answer after which a client is not read, for `fifo`: their times take 32 to 100 bytes.
+MOST_OUTSTANDING = 65536
+# Seconds between looks at quiet connections that drain. A client may send its next request at any moment, and
+# what comes after our FIN is lost, so this waits for a silence in which none is likely to be on its way.
+_LOOK = 0.1
+# Looks without a byte after which a connection ends where no answer seems to be owed. Where one does, 10 s:
+# longer than most answers take; but there are protocols with requests that are never answered.
+_STILL, _STILL_OWED = 1, 100
+# Looks from FIN to the close. nginx lingers too: closing at once would reset a client that is just sending,
+# and with that take back what it has not read. For ever is no better: some never look at idle connections.
+_LINGER = 10
+
+
+class Latencies:
+    """Times the requests of one connection, whose answers come in their order.
+
+    Requests of one read share an entry, so that many small ones cost little. An answer to nothing (the
+    instance spoke by itself) is passed over.
+    """
+
+    __slots__ = ("_histogram", "_runs", "outstanding")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self.outstanding = 0
+        self._histogram = histogram
+        self._runs: deque[tuple[float, int]] = deque()
+
+    def asked(self, count: int, now: float) -> None:
+        self._runs.append((now, count))
+        self.outstanding += count
+
+    def answered(self, count: int, now: float) -> None:
+        runs = self._runs
+        while count and runs:
+            asked, waiting = runs.popleft()
+            done = min(count, waiting)
+            if done < waiting:
+                runs.appendleft((asked, waiting - done))
+            self._histogram.add(now - asked, done)
+            self.outstanding -= done
+            count -= done
+
+
+class FramedSide(Side):
+    """A side whose frames are counted. `full`: it takes no more bytes; `held`: it is not read from."""
+
+    __slots__ = ("_frame", "_since", "frames", "full", "held", "splitter")
+
+    relay: "FramedSession"
+    other: "FramedSide"
+
+    def __init__(self, relay: "FramedSession", fin: Reason, reset: Reason, splitter: Splitter) -> None:
+        super().__init__(relay, fin, reset)
+        self.splitter = splitter
+        self.frames = 0  # that have ended
+        self.full = False
+        self.held = False
+        self._frame: int | None = None  # which frame had begun at the last look, by those that had ended
+        self._since = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        relay = self.relay
+        if relay.reason is not None:  # over: only read on so that nobody is reset
+            return
+        self.received += len(data)
+        try:
+            ends = self.splitter.feed(data)
+        except ProtocolError as exc:
+            relay.refuse(self, exc)
+            return
+        self.write(data)
+        if ends:
+            count = len(ends)
+            self.frames += count
+            relay.count(self, count)
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self.relay.regulate(self.other)
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self.relay.regulate(self.other)
+
+    def is_late(self, now: float, timeout: float) -> bool:
+        """Whether a frame has begun `timeout` seconds ago and is not whole, as far as looks can tell.
+
+        Time in which we did not read does not count: then somebody else is slow. Nor does that after FIN,
+        which is the relay's own business.
+        """
+        begun = self.splitter.partial and not self.held and not self.ended
+        frame = self.frames if begun else None
+        if frame is None or frame != self._frame:
+            self._frame, self._since = frame, now
+            return False
+        return now - self._since >= timeout
+
+
+class FramedSession(StreamSession):
+    """A relay that sees frames. `latencies`, where answers come in order, times them."""
+
+    __slots__ = ("_draining", "_fin_sent", "_moved", "_plane", "_still", "latencies")
+
+    client: FramedSide
+    instance: FramedSide
+
+    def __init__(
+        self, plane: "FramedPlane", settings: Settings, upstream: Upstream, on_end: OnEnd, now: float
+    ) -> None:
+        self._plane = plane
+        self.latencies = Latencies(plane.latencies) if plane.in_order else None
+        self._draining = False
+        self._moved = -1  # bytes, at the last look
+        self._still = 0  # looks since something moved
+        self._fin_sent = False
+        super().__init__(settings, upstream, on_end, now)
+
+    def _new_side(self, fin: Reason, reset: Reason) -> FramedSide:
+        return FramedSide(self, fin, reset, self._plane.new_splitter())
+
+    # ---- bytes ----
+
+    def count(self, side: FramedSide, count: int) -> None:
+        """`side` has ended so many frames."""
+        latencies = self.latencies
+        if latencies is None:
+            return
+        if side is self.client:
+            latencies.asked(count, time.monotonic())
+        else:
+            latencies.answered(count, time.monotonic())
+            if self._draining and not latencies.outstanding and self._between_frames:
+                self._send_fins()
+                return
+        if latencies.outstanding > MOST_OUTSTANDING or self.client.held:
+            self.regulate(self.client)
+
+    def regulate(self, side: FramedSide) -> None:
+        """Read from `side`, or hold it: while the other is full, and a client while it is owed too much."""
+        hold = side.other.full or (
+            side is self.client
+            and self.latencies is not None
+            and self.latencies.outstanding > MOST_OUTSTANDING
+        )
+        transport = side.transport
+        if hold == side.held or transport is None or transport.is_closing():
+            return
+        side.held = hold
+        if hold:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    def refuse(self, side: FramedSide, exc: ProtocolError) -> None:
+        """End for a frame of `side`'s. The other gets what was passed on before, and FIN."""
+        too_large = isinstance(exc, FrameTooLargeError)
+        self._over(Reason.FRAME_TOO_LARGE if too_large else Reason.PROTOCOL_ERROR, side, str(exc))
+        other = side.other.transport
+        if other is not None and not other.is_closing():
+            other.close()
+        if side.transport is not None:
+            drop(side.transport, reset=True)
+
+    def _over(self, reason: Reason, side: FramedSide, error: str = "") -> None:
+        """Settle the reason. What comes now is dropped, and who does not take the rest has fin_timeout."""
+        self.reason = reason
+        self._first_fin = self._first_fin or side.fin
+        if error:
+            self.error = f"{'client' if side is self.client else 'instance'}: {error}"
+
+    def _finish(self, reason: Reason) -> None:
+        self._plane.forget(self)
+        super()._finish(reason)
+
+    # ---- the listener's side ----
+
+    def tend(self, now: float) -> None:
+        super().tend(now)
+        timeout = self._settings.frame_timeout
+        for side in (self.client, self.instance):
+            if self.reason is None and side.is_late(now, timeout):
+                error = f"{side.splitter.partial} bytes of a frame within {timeout:g} s, and not its end"
+                self._over(Reason.FRAME_TIMEOUT, side, error)
+                self.abort(Reason.FRAME_TIMEOUT, reset=True)
+
+    def facts(self) -> dict[str, object]:
+        return {"requests": self.client.frames, "answers": self.instance.frames}
+
+    def drain(self) -> None:
+        """End between two frames, in both directions: both sides get FIN, and what they send then is lost.
+
+        No byte has moved for 0.1 to 0.2 s then. Where answers come in order, none is owed; a busy connection
+        ends right behind the last. Elsewhere that is a guess: with fewer answers than requests it takes 10 s
+        without a byte, and a busy connection goes on.
+        """
+        self._draining = True
+        self._plane.drain(self)
+
+    def look(self) -> None:
+        """See whether this is the moment. Called every `_LOOK` seconds from the drain to the end."""
+        moved = self.client.received + self.instance.received
+        self._still = self._still + 1 if moved == self._moved else 0
+        self._moved = moved
+        if self._fin_sent:
+            if self._still >= _LINGER:
+                for transport in self._open_transports():
+                    transport.close()
+        elif self.reason is None and self._between_frames and self._still >= self._patience():
+            self._send_fins()
+
+    def _patience(self) -> float:
+        """Looks without a byte until this connection may be ended."""
+        if self.latencies is not None:
+            return math.inf if self.latencies.outstanding else _STILL
+        return _STILL_OWED if self.client.frames > self.instance.frames else _STILL
+
+    @property
+    def _between_frames(self) -> bool:
+        return not self.client.splitter.partial and not self.instance.splitter.partial
+
+    def _send_fins(self) -> None:
+        self._over(Reason.DRAINED, self.instance)
+        self._fin_sent, self._still = True, 0
+        for transport in self._open_transports():
+            transport.write_eof()
+
+    def _open_transports(self) -> list[asyncio.Transport]:
+        both = (self.client.transport, self.instance.transport)
+        return [transport for transport in both if transport is not None and not transport.is_closing()]
+
+
+class FramedPlane(StreamPlane):
+    """Relays for an rpc listener whose codec knows frames but not which answer belongs to which request.
+
+    `new_splitter` makes what finds the ends of frames, one for each direction. `in_order`: answers come in
+    the order of their requests, so `latencies` (seconds from a request's last byte to its answer's) are
+    measured; to the read, not to the byte.
+    """
+
+    def __init__(
+        self, settings: Settings, choose: Choose, new_splitter: Callable[[], Splitter], *, in_order: bool
+    ) -> None:
+        super().__init__(settings, choose)
+        self.new_splitter = new_splitter
+        self.in_order = in_order
+        self.latencies = Histogram()
+        self._draining: set[FramedSession] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> FramedSession:
+        return FramedSession(self, self._settings, upstream, on_end, now)
+
+    def drain(self, session: FramedSession) -> None:
+        """Let the session look for its moment from now on, until `forget`."""
+        self._draining.add(session)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_LOOK, self._look)
+
+    def forget(self, session: FramedSession) -> None:
+        self._draining.discard(session)
+        if self._timer and not self._draining:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        for session in list(self._draining):
+            session.look()
+        if self._draining:
+            self._timer = self._loop.call_later(_LOOK, self._look)

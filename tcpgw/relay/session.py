@@ -1,0 +1,97 @@
+"""What a listener and a plane know of each other, and no more.
+
+A *plane* says how bytes move: the listener accepts a client, finds out who it is, and hands it over; from
+then on the plane's *session* owns the client's socket and every byte. The listener asks it for figures, lets
+it look at its time-outs, and hears of its end.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from tcpgw.relay.reasons import Reason
+
+Address = tuple[str, int]
+"""A client's IP address, in canonical text, and port."""
+
+OnEnd = Callable[[Reason, str], None]
+"""Told once that a session is over, with its reason, and the text of an error or ""."""
+
+
+class Session(Protocol):
+    """A connection past its set-up. It ends for one reason, which goes to its plane's `OnEnd` once.
+
+    Nothing of it is open any more when that is called; the figures can be read after it.
+    """
+
+    @property
+    def received(self) -> int:
+        """Bytes that came from the client; a PROXY header is none of them."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes for the client that came from instances or were answered in their stead."""
+
+    def abort(self, reason: Reason, *, reset: bool) -> None:
+        """End now, with RST if `reset` or if bytes are dropped, else with FIN. Idempotent; the end follows.
+
+        Where the session is ending already, the first reason stays.
+        """
+
+    def drain(self) -> None:
+        """End at the next moment at which nothing is lost, however late. Idempotent.
+
+        A plane that cannot see such a moment lets its sessions finish on their own.
+        """
+
+    def tend(self, now: float) -> None:
+        """Look at the time: keep-alive and time-outs. `now` is `time.monotonic()`.
+
+        Called several times in each of the listener's time-outs, so that a session needs no timer.
+        """
+
+    def facts(self) -> dict[str, object]:
+        """Return what the closing line says besides the connection's own facts (`requests=`, …)."""
+
+
+class Connection:
+    """One client's connection: who it is, and what is known of it for the log."""
+
+    __slots__ = (
+        "client", "destination", "facts", "id", "opened", "over", "peer", "session", "setup", "socket",
+    )  # fmt: skip
+
+    def __init__(self, id_: int, sock: socket.socket, peer: Address | None, opened: float) -> None:
+        self.id = id_
+        self.socket = sock  # closed by the listener until a session has taken it over
+        self.peer = peer  # None: of a Unix socket
+        self.client = peer  # until a PROXY header says who is behind it
+        self.destination: Address | None = None  # what a PROXY header says the client connected to
+        self.opened = opened  # time.monotonic()
+        # For the closing line, which needs them however far the set-up gets: planes add service, endpoint,
+        # connect_time (seconds) and tries as soon as they know them.
+        self.facts: dict[str, object] = {}
+        # The listener's own.
+        self.setup: asyncio.Task[None] | None = None
+        self.session: Session | None = None
+        self.over: tuple[Reason, str] | None = None
+
+
+class Plane(Protocol):
+    """How the bytes of a listener's connections move. Made and used in one running event loop."""
+
+    async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> Session:
+        """Take a client over, whose first bytes `early` were read already.
+
+        Runs in a task of the connection's own and may take its time: nothing else waits for it. Raises
+        NoEndpointError, OverloadError, ConnectError, ProtocolError, or OSError for the client's own socket.
+        Then, and when cancelled, nothing is left open or counted but `connection.socket`, which the listener
+        closes, and `on_end` is heard no more. It may be called before this returns.
+        """
+
+
+def canonical(host: str) -> str:
+    """Return the kernel's text of an address as `endpoints.Endpoint` writes it: one client is one key."""
+    mapped = host.removeprefix("::ffff:")
+    return mapped if "." in mapped and ":" not in mapped else host.partition("%")[0]

@@ -1,0 +1,177 @@
+"""What a listener promises to any plane: one that the test plays itself, whose sessions move no bytes."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from structlog.testing import capture_logs
+
+from tcpgw.config.load import loads
+from tcpgw.relay.listener import Listener
+from tcpgw.relay.reasons import Reason
+from tcpgw.relay.session import Connection, OnEnd
+from tcpgw.relay.sockets import bind_socket
+from tests.support.streams import Line, Peer, dial, in_time, until
+
+
+class Played:
+    """A session that does as the test says, and keeps what the listener did."""
+
+    received, sent = 3, 4
+
+    def __init__(self, connection: Connection, on_end: OnEnd) -> None:
+        self.connection = connection
+        self.tended: list[float] = []
+        self.drains = 0
+        self._on_end: OnEnd | None = on_end
+
+    def end(self, reason: Reason, error: str = "") -> None:
+        self.connection.socket.close()
+        if self._on_end:
+            self._on_end(reason, error)
+            self._on_end = None
+
+    def abort(self, reason: Reason, *, reset: bool) -> None:  # noqa: ARG002 - the interface's
+        self.end(reason)
+
+    def drain(self) -> None:
+        self.drains += 1
+
+    def tend(self, now: float) -> None:
+        self.tended.append(now)
+
+    def facts(self) -> dict[str, object]:
+        return {"requests": 5, "endpoint": "the last of many"}
+
+
+class Plane:
+    """Opens when it may; `then` is what it does with a session before it returns it."""
+
+    def __init__(self, then: Callable[[Played], None] = lambda _: None) -> None:
+        self.sessions: list[Played] = []
+        self.may_open = asyncio.Event()
+        self._then = then
+
+    async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> Played:  # noqa: ARG002
+        connection.facts["service"] = "s"
+        await self.may_open.wait()
+        session = Played(connection, on_end)
+        self.sessions.append(session)
+        self._then(session)
+        return session
+
+
+@asynccontextmanager
+async def listening(plane: Plane, settings: str = "") -> AsyncIterator[tuple[Listener, Peer, list[Line]]]:
+    """A listener over `plane` with one client, and the closing lines; closed at the end."""
+    text = f"""
+        [[service]]
+        name = "s"
+        discovery = {{ type = "static", endpoints = ["127.0.0.1:1"] }}
+        [[listener]]
+        name = "l"
+        bind = "127.0.0.1:0"
+        route = "s"
+        {settings}
+    """
+    made = loads(text, Path()).listener[0]
+    with capture_logs() as logs:
+        sock = bind_socket(made.bind, made.keepalive)
+        listener = Listener(made, sock, plane)
+        listener.start()
+        client = dial(sock.getsockname())
+        await until(lambda: listener.accepted)
+        try:
+            yield listener, client, logs
+        finally:
+            await in_time(listener.close())
+            client.close()
+
+
+async def test_the_line_has_what_the_session_says() -> None:
+    """Figures and facts are read after the end; what a session says outdoes what was known before it."""
+    plane = Plane()
+    plane.may_open.set()
+    async with listening(plane) as (listener, _, logs):
+        await until(lambda: plane.sessions)
+        await asyncio.sleep(0)
+        plane.sessions[0].end(Reason.FRAME_TOO_LARGE, "byte 7")
+        assert listener.ended == {Reason.FRAME_TOO_LARGE: 1}
+        assert (listener.bytes_in, listener.bytes_out) == (3, 4)
+    (line,) = logs
+    assert {key: line[key] for key in ("service", "endpoint", "requests", "bytes_in", "bytes_out")} == {
+        "service": "s", "endpoint": "the last of many", "requests": 5, "bytes_in": 3, "bytes_out": 4,
+    }  # fmt: skip
+    assert (line["reason"], line["error"]) == ("frame_too_large", "byte 7")
+
+
+async def test_an_end_before_the_session_is_known() -> None:
+    """A session that ends before `open` has returned it is logged once, with its own figures and reason."""
+    plane = Plane(lambda session: session.end(Reason.CLIENT_RESET))
+    plane.may_open.set()
+    async with listening(plane) as (listener, _, logs):
+        await until(lambda: logs)
+        assert not listener.connections
+    (line,) = logs
+    assert (line["reason"], line["bytes_in"], line["requests"]) == ("client_reset", 3, 5)
+
+
+async def test_an_open_that_fails_after_its_end() -> None:
+    """Whatever a plane reports of a client that it failed to take over, there is one line."""
+
+    def fail(session: Played) -> None:
+        session.end(Reason.CLIENT_RESET)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    plane = Plane(fail)
+    plane.may_open.set()
+    async with listening(plane) as (listener, client, logs):
+        await until(lambda: logs)
+        assert not listener.connections
+        with contextlib.suppress(ConnectionResetError):
+            assert await client.read_to_end() == b""
+    (line,) = logs
+    assert (line["reason"], line["service"], line["bytes_in"]) == ("client_reset", "s", 0)
+
+
+async def test_sessions_are_tended() -> None:
+    """Several times per shortest time-out, with the time."""
+    plane = Plane()
+    plane.may_open.set()
+    settings = 'mode = "rpc"\nframe_timeout = "200ms"'
+    async with listening(plane, settings):
+        await until(lambda: plane.sessions)
+        began = time.monotonic()
+        tended = plane.sessions[0].tended
+        await until(lambda: len(tended) == 4)
+        assert time.monotonic() - began < 0.2
+        assert began <= tended[0] < tended[1] < tended[2] < tended[3] <= time.monotonic()
+
+
+async def test_drain_asks_every_session() -> None:
+    """Those that stand at once, and those that are being opened as soon as they stand."""
+    plane = Plane()
+    async with listening(plane) as (listener, _, logs):
+        address = listener.address.rpartition(":")
+        standing = dial(("127.0.0.1", int(address[2])))
+        await until(lambda: listener.accepted == 2)
+        plane.may_open.set()
+        await until(lambda: len(plane.sessions) == 2)
+        plane.may_open.clear()
+        await asyncio.sleep(0)
+        opening = dial(("127.0.0.1", int(address[2])))
+        await until(lambda: listener.accepted == 3)
+        listener.drain()
+        assert [session.drains for session in plane.sessions] == [1, 1]
+        plane.may_open.set()
+        await until(lambda: len(plane.sessions) == 3 and plane.sessions[2].drains)
+        assert not logs
+        for session in plane.sessions:
+            session.end(Reason.DRAINED)
+        await in_time(listener.drained())
+        standing.close()
+        opening.close()
+    assert [line["reason"] for line in logs] == ["drained"] * 3
