@@ -1,0 +1,62 @@
+"""A request that somebody must remember: one that waits, may be sent again, or has a rule of its own.
+
+Most requests need no such thing: see `Batch` in wire/codec.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tcpgw.wire.codec import Kind, Message, Piece
+
+if TYPE_CHECKING:
+    from tcpgw.endpoints import Endpoint
+    from tcpgw.relay.rpc.channel import Channel
+    from tcpgw.relay.rpc.routing import Rule
+    from tcpgw.relay.rpc.session import RpcSession
+
+
+class Call:
+    """From its reading until `done`: answered, failed, or of a client that is gone.
+
+    `attempts` are where it is under way; more than one while it is hedged. `pieces` are given up with the
+    sending unless the rule says that it may be sent again.
+    """
+
+    __slots__ = (
+        "attempts", "body", "client", "deadline", "done", "field", "held", "keep", "message", "pieces",
+        "position", "retries", "retrying", "rule", "started", "tried",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        client: RpcSession,
+        message: Message,
+        pieces: list[Piece],
+        body: int,
+        rule: Rule,
+        position: int,
+        started: float,
+        deadline: float,
+    ) -> None:
+        self.client = client
+        self.message = message
+        self.pieces: list[Piece] | None = pieces
+        self.body = body  # bytes of the pieces
+        self.rule = rule
+        self.position = position
+        self.started = started  # time.monotonic(), as all times here
+        self.deadline = deadline
+        self.field: tuple[int, int] | None = None  # where in the first piece it says how long it may take
+        self.held = 0  # bytes reserved for it
+        self.attempts: list[tuple[Channel, int]] = []
+        self.tried: list[Endpoint] = []
+        self.retries = 0
+        self.retrying = False  # counted in the retry budget
+        self.keep = False  # its pieces, after the sending: it may be sent again
+        self.done = False
+
+    @property
+    def is_request(self) -> bool:
+        """False: a notification, which nobody answers."""
+        return self.message.kind == Kind.REQUEST

@@ -1,0 +1,175 @@
+"""A connection to an instance: the requests of a turn of the loop go out in one write, answers in runs.
+
+uvloop sends with each `write`, so writing every request for itself would cost a system call each: nine times
+the CPU where clients pipeline. The first request of a turn asks for a flush at the turn's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from tcpgw.errors import ProtocolError
+from tcpgw.relay.rpc.routing import Rule
+from tcpgw.relay.sockets import set_options
+from tcpgw.wire.codec import PARTS
+
+if TYPE_CHECKING:
+    from tcpgw.relay.rpc.lane import Lane
+    from tcpgw.wire.mux import Mux
+
+# Bytes in user space above which requests wait in the lane's queue, where turns are fair and retries safe.
+_HIGH_WATER = 256 * 1024
+# Seconds of silence before TCP probes: idle connections must outlive the 350 s of common NAT paths.
+_KEEPALIVE = 60.0
+# Bytes from which the kernel gathers the pieces (writev) instead of a copy here.
+_GATHER = 16 * 1024
+# Pieces above which joining is cheaper all the same (IOV_MAX is 1024).
+_MOST_PIECES = 64
+# Requests of its own that an instance may send while it reads nothing: the refusals of them pile up here.
+_MOST_REFUSALS = 1024
+
+
+_NO_RULE = Rule("", timeout=0.0)
+
+
+class Channel(asyncio.Protocol):
+    """Open from `connection_made` to `connection_lost`; `lost` is set from then on."""
+
+    __slots__ = (
+        "_loop", "_refused", "_transport", "given_up", "lane", "lost", "mux", "open", "paused", "scheduled",
+        "turn", "why",
+    )  # fmt: skip
+
+    def __init__(self, lane: Lane, mux: Mux, loop: asyncio.AbstractEventLoop) -> None:
+        self.mux = mux
+        self.open = False
+        self.paused = False  # the instance does not read as fast as requests come
+        self.scheduled = False
+        self.turn = 0.0  # when the requests that are sent together were read, to the accuracy of a turn
+        self.lost = asyncio.Event()
+        self.given_up = False  # ended for what it was busy with, not for a fault
+        self.why = ""
+        self.lane = lane
+        self._loop = loop
+        self._refused = 0  # of the instance's requests, when it stopped reading
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is not None:
+            set_options(sock, _KEEPALIVE)
+        self.open = True
+
+    def schedule(self) -> None:
+        """Send what the mux is given in this turn of the loop, at its end. Idempotent."""
+        if not self.scheduled:
+            self.scheduled = True
+            self.turn = monotonic()
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self.scheduled = False
+        mux = self.mux
+        if not mux.parts or not self.open or self._transport.is_closing():
+            return  # what is in the mux was not sent, and connection_lost will find it there
+        parts = mux.flush()
+        if len(parts) <= _MOST_PIECES and sum(map(len, parts)) > _GATHER:
+            self._transport.writelines(parts)
+        else:
+            self._transport.write(b"".join(parts))
+
+    def data_received(self, data: bytes) -> None:
+        mux = self.mux
+        try:
+            runs = mux.receive(data)
+        except ProtocolError as exc:
+            self._break(exc)
+            return
+        now = monotonic()
+        answered = alike = 0
+        since = oldest = now
+        last = _NO_RULE
+        for (client, started, rule, call), parts in runs:
+            if call is not None:
+                self.lane.service.answered(call, self, parts, now)
+                answered += 1
+                oldest = min(oldest, started)
+                continue
+            count = len(parts) // PARTS
+            # What was sent together mostly comes back together: one entry in the histogram for all of it.
+            if started is not since or rule is not last:
+                if alike:
+                    last.latency.add(now - since, alike)
+                    answered += alike
+                    alike = 0
+                since, last = started, rule
+                oldest = min(oldest, since)
+            alike += count
+            client.deliver(parts, count)
+        if alike:
+            last.latency.add(now - since, alike)
+            answered += alike
+        if answered:
+            self.lane.finished(answered, now - oldest)
+        if mux.large:
+            self._answer_large(now)
+        if mux.parts:  # refusals of what the instance asked
+            self._refuse()
+        if mux.broken is not None:
+            self._break(mux.broken)
+
+    def _break(self, exc: ProtocolError) -> None:
+        self.abort(f"the instance broke the protocol: {exc}")
+        self.lane.changed()
+
+    def _answer_large(self, now: float) -> None:
+        large, self.mux.large = self.mux.large, []
+        for (client, started, rule, call), parts in large:
+            if call is not None:
+                self.lane.service.answered(call, self, parts, now)
+            else:
+                rule.latency.add(now - started)
+                client.deliver(parts, 1)
+            self.lane.finished(1, now - started)
+
+    def _refuse(self) -> None:
+        if self.paused and self.mux.refused - self._refused > _MOST_REFUSALS:
+            self.abort("the instance sends requests itself and does not read that they are refused")
+        else:
+            self.schedule()
+
+    def eof_received(self) -> bool:
+        # At once, whatever is unsent: no answer can come any more, and who is sent here would wait in vain.
+        self.abort("the instance closed the connection")
+        self.lane.changed()
+        return False
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self._refused = self.mux.refused
+        self.lane.changed()
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self.lane.changed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        self.why = self.why or (str(exc) if exc else "the connection was closed")
+        self.lost.set()
+        self.lane.lost(self)
+
+    def close(self) -> None:
+        """Send FIN after what was written. Idempotent."""
+        self._transport.close()
+
+    def abort(self, why: str) -> None:
+        """End now: what is pending fails with `why`. Idempotent."""
+        self.why = self.why or why
+        self.open = False  # connection_lost comes in a later turn, and nothing may be sent here until then
+        self._transport.abort()

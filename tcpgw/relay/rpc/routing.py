@@ -1,0 +1,158 @@
+"""Which rule, which service and which position a request has: what the configuration says of a listener."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tcpgw.observe.histogram import Histogram
+from tcpgw.wire.codec import Codec, Path
+
+if TYPE_CHECKING:
+    from tcpgw.relay.rpc.service import RpcService
+    from tcpgw.relay.session import Address
+
+# Names beside the rules' own that are looked up once and remembered; clients choose them, so it is bounded.
+_REMEMBERED = 1024
+
+
+class Rule:
+    """What holds for the requests of a method, and what they came to.
+
+    `hedge`: None, seconds, or "p95". `priority`: 0 before 1 before 2. `limit`: requests in flight, or None.
+    """
+
+    __slots__ = (
+        "denied", "failed", "hedge", "idempotent", "inflight", "latency", "limit", "name", "priority",
+        "requests", "service", "timeout",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        service: RpcService | None = None,
+        idempotent: bool = False,
+        hedge: float | str | None = None,
+        priority: int = 1,
+        limit: int | None = None,
+        denied: bool = False,
+    ) -> None:
+        self.name = name
+        self.service = service  # None: the listener's route
+        self.timeout = timeout
+        self.idempotent = idempotent
+        self.hedge = hedge
+        self.priority = priority
+        self.limit = limit
+        self.denied = denied
+        self.inflight = 0  # of requests that a Call remembers
+        self.requests = 0
+        self.failed = 0  # answered with an error of the gateway's
+        self.latency = Histogram()
+
+
+class Rules:
+    """A method's rule: the one of its exact name, else of the longest prefix that fits, else `default`."""
+
+    def __init__(self, default: Rule, patterns: Mapping[str, Rule]) -> None:
+        self.default = default
+        self.all = (default, *patterns.values())
+        self._known = {name.encode(): rule for name, rule in patterns.items() if not name.endswith("*")}
+        self._prefixes = sorted(
+            ((name[:-1].encode(), rule) for name, rule in patterns.items() if name.endswith("*")),
+            key=lambda item: -len(item[0]),
+        )
+        self._most = len(self._known) + _REMEMBERED
+
+    def of(self, method: bytes) -> Rule:
+        return self._known.get(method) or self._find(method)
+
+    def _find(self, method: bytes) -> Rule:
+        found = next((rule for prefix, rule in self._prefixes if method.startswith(prefix)), self.default)
+        if len(self._known) < self._most:
+            self._known[method] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is hashed: something of the client's that stays, or something of each request."""
+
+    of_client: Callable[[Address | None], int]
+    of_bytes: Callable[[bytes], int]
+    by_method: bool = False
+    field: Path | None = None
+
+    @property
+    def stays(self) -> bool:
+        """Whether all requests of a client have one key."""
+        return not self.by_method and self.field is None
+
+    def position(self, codec: Codec, method: bytes, head: bytes) -> int | None:
+        """Of a key that does not stay: the request's own position, or None where it has no such field."""
+        if self.field is None:
+            return self.of_bytes(method)
+        span = codec.find(head, 0, self.field)
+        key = codec.key(head, span) if span else None
+        return self.of_bytes(key) if key is not None else None
+
+
+class Routing:
+    """A listener's route, keys and rules. `choose` is the split: from its position to a service.
+
+    `keys` has each service's key, with the seed for endpoints; `split_key` the same for the split.
+    `deadline` is where a request says how many milliseconds it has left.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        choose: Callable[[int], RpcService],
+        split_key: Key,
+        keys: Mapping[RpcService, Key],
+        *,
+        deadline: Path | None = None,
+    ) -> None:
+        self.rules = rules
+        self.deadline = deadline
+        self._choose = choose
+        self._split_key = split_key
+        self._keys = keys
+        stays = split_key.stays and all(key.stays for key in keys.values())
+        # Where no request needs looking at, all of a client's go the same way, in runs.
+        self.plain = rules.default if stays and len(rules.all) == 1 and deadline is None else None
+
+    def home(self, client: Address | None) -> tuple[RpcService, int]:
+        """The service and the position of a client whose requests all have one key."""
+        service = self._choose(self._split_key.of_client(client))
+        return service, self._keys[service].of_client(client)
+
+    def find(
+        self,
+        codec: Codec,
+        method: bytes,
+        head: bytes,
+        rule: Rule,
+        home: tuple[RpcService, int],
+        client: Address | None,
+    ) -> tuple[RpcService, int]:
+        """The service and the position of one request. Without a key of its own it has its client's.
+
+        `head` is what follows its id: all, or at least so much that whole requests and those in pieces are
+        told by the same bytes.
+        """
+        service, position = home
+        if rule.service is not None:
+            service = rule.service
+        elif not self._split_key.stays:
+            split = self._split_key.position(codec, method, head)
+            if split is not None:
+                service = self._choose(split)
+        key = self._keys[service]
+        if not key.stays:
+            own = key.position(codec, method, head)
+            return service, key.of_client(client) if own is None else own
+        return service, position if service is home[0] else key.of_client(client)

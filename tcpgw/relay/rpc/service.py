@@ -1,0 +1,419 @@
+"""A service as rpc listeners see it: requests go to the best endpoint with room, again where that is safe.
+
+What a request may meet, in order: a candidate with room sends it; else the first candidate's queue keeps it
+for at most `queue_timeout`; else the client is told. A connection that breaks gives back what was on it:
+requests that were never sent go to the next candidate, sent ones only where their method is idempotent, both
+within the retry budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tcpgw.balancing.budgets import HedgeBudget, RetryBudget
+from tcpgw.errors import Code
+from tcpgw.relay.rpc.call import Call
+from tcpgw.relay.rpc.hedging import Hedging
+from tcpgw.relay.rpc.target import Target
+from tcpgw.wire.codec import Batch, Codec, Piece
+from tcpgw.wire.mux import Mux, Unsent
+
+if TYPE_CHECKING:
+    from tcpgw.config.service import Rpc
+    from tcpgw.endpoints import Endpoint
+    from tcpgw.pool import Pool
+    from tcpgw.relay.rpc.channel import Channel
+    from tcpgw.relay.rpc.lane import Lane
+    from tcpgw.relay.rpc.memory import Memory
+    from tcpgw.relay.rpc.routing import Rule
+
+# Seconds between looks at deadlines: one sweep for all instead of a timer for each request.
+_SWEEP = 0.05
+# Seconds that a retired endpoint's requests may take to finish.
+_DRAIN = 30.0
+# What renumbering may add to a frame: the client's id may be shorter than ours.
+_GROWTH = 64
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What the instances speak. `client` reads and makes the clients' frames, `instance` the instances'.
+
+    `framed`: with a length in front of each frame.
+    """
+
+    client: Codec
+    instance: Codec
+    framed: bool
+    max_frame: int
+
+
+class RpcService:
+    """Owns its targets while `run` runs. Made and used in one running event loop."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        protocol: Protocol,
+        settings: Rpc,
+        memory: Memory,
+        *,
+        connect_timeout: float,
+        tries: int,
+        observes: bool,
+    ) -> None:
+        self.pool = pool
+        self.name = pool.service
+        self.settings = settings
+        self.memory = memory
+        self.connect_timeout = connect_timeout
+        self.observes = observes  # whether the policy looks at latencies
+        self.targets: dict[Endpoint, Target] = {}
+        self.retries = RetryBudget(settings.retry_budget)
+        self.hedges = HedgeBudget(settings.hedge_budget)
+        self.expired = 0  # requests whose deadline passed
+        self.retried = 0
+        self.hedged = 0
+        self._protocol = protocol
+        self._tries = tries
+        self._retired: list[Target] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._least_timeout = 3600.0
+        self._running = asyncio.Event()
+        self._active = 0  # requests under way when the last connection broke
+        self._hedging: dict[Rule, Hedging] = {}
+
+    def new_mux(self) -> Mux:
+        protocol = self._protocol
+        return Mux(protocol.instance, protocol.client, protocol.max_frame + _GROWTH, framed=protocol.framed)
+
+    def expect(self, rules: Iterable[Rule], *, own_deadlines: bool) -> None:
+        """Tell which rules its requests will have. Call for each listener before `run`."""
+        for rule in rules:
+            self._least_timeout = 0.0 if own_deadlines else min(self._least_timeout, rule.timeout)
+            if rule.hedge is not None:
+                self._hedging[rule] = Hedging(rule, self._hedge)
+
+    # ---- life ----
+
+    async def run(self) -> None:
+        """Follow the snapshot and keep deadlines, until cancelled; then close everything."""
+        unsubscribe = self.pool.subscribe(self._sync)
+        try:
+            self._sync()
+            self._running.set()
+            while True:
+                await asyncio.sleep(_SWEEP)
+                self._sweep(time.monotonic())
+        finally:
+            unsubscribe()
+            await self._close()
+
+    async def connected(self) -> None:
+        """Return when every target has tried to connect: a listener that opens now finds what there is."""
+        await self._running.wait()
+        for target in list(self.targets.values()):
+            await target.main.settled.wait()
+
+    def _sync(self) -> None:
+        wanted = {member.endpoint for member in self.pool.members if member.weight > 0}
+        now = time.monotonic()
+        for endpoint in wanted - self.targets.keys():  # first: what waits for those that leave goes there
+            self.targets[endpoint] = self._revive(endpoint) or Target(endpoint, self)
+        leaving = [self.targets.pop(endpoint) for endpoint in self.targets.keys() - wanted]
+        self._retired += leaving
+        for target in leaving:
+            target.retire(now)
+
+    def _revive(self, endpoint: Endpoint) -> Target | None:
+        for target in self._retired:
+            if target.endpoint == endpoint:
+                self._retired.remove(target)
+                target.revive()
+                return target
+        return None
+
+    async def _close(self) -> None:
+        for hedging in self._hedging.values():
+            hedging.close()
+        targets = [*self.targets.values(), *self._retired]
+        self.targets = {}  # nothing goes anywhere any more
+        for target in targets:
+            for lane in target.lanes:
+                for call in lane.queue.take_all():
+                    self.fail(call, Code.NO_ENDPOINT, "the gateway is stopping")
+        await asyncio.gather(*(target.close() for target in targets), *self._closing)
+
+    # ---- requests ----
+
+    def choose(self, position: int) -> Target | None:
+        """The first candidate, if it can be sent requests right now; None: `submit` each."""
+        for endpoint in self.pool.candidates(position):
+            target = self.targets.get(endpoint)
+            if target is None or not target.alive:
+                continue
+            if target.main.open and target.room > 0:
+                return target
+            if not self.pool.spills:
+                return None
+        return None
+
+    def submit(self, call: Call) -> None:
+        """Send, keep or fail a request: after this it is somebody's."""
+        lane = self._send(call)
+        if lane is True:
+            return
+        if lane is None and call.tried:
+            self.fail(call, Code.UPSTREAM_LOST, "no other endpoint takes it", call.tried[-1])
+            return
+        if lane is None:
+            known = "but none is connected" if self.targets else "as discovery found none"
+            text = f"service {self.name} has no endpoint that takes requests, {known}"
+            self.fail(call, Code.NO_ENDPOINT, text)
+            return
+        if not call.held:
+            if not self.memory.take(call.body):
+                self.fail(call, Code.OVERLOADED, "the gateway holds as many bytes as rpc_memory allows")
+                return
+            call.held = call.body
+        until = min(call.deadline, time.monotonic() + self.settings.queue_timeout)
+        if not lane.wait(call, until):
+            self.fail(call, Code.OVERLOADED, f"{self.settings.queue} requests wait already")
+
+    def _send(self, call: Call) -> Lane | Literal[True] | None:
+        """Send to the first candidate with room: True. Else the lane to wait in, or None without any."""
+        waiting: Lane | None = None
+        hoped: Lane | None = None
+        for endpoint in self.pool.candidates(call.position):
+            target = self.targets.get(endpoint)
+            if target is None or endpoint in call.tried:
+                continue
+            lane = target.lane(call.body, bulky=call.client.bulky)
+            if not lane.alive:
+                hoped = hoped or (lane if target.hopeful else None)
+                continue
+            if not lane.queue and lane.send(call):
+                return True
+            waiting = waiting or lane
+            if not self.pool.spills:
+                break
+        return waiting or hoped
+
+    def reroute(self, calls: Iterable[Call]) -> None:
+        """Find another place for requests that waited where nothing is any more."""
+        for call in calls:
+            if not call.done:
+                self.submit(call)
+
+    def outgoing(self, call: Call) -> tuple[list[Piece], int]:
+        """What to send of a request, and how many bytes: its deadline less the time that it spent here."""
+        pieces = call.pieces
+        assert pieces is not None  # noqa: S101 - kept until it is sent, or while it may be sent again
+        if call.field is None:
+            return pieces, call.body
+        head, (start, end) = bytes(pieces[0]), call.field
+        left = max(0.0, (call.deadline - time.monotonic()) * 1000)
+        field = self._protocol.client.put_number(head, call.field, left)
+        return [head[:start], field, head[end:], *pieces[1:]], call.body + len(field) - (end - start)
+
+    def sent(self, call: Call) -> None:
+        """A request was given to a connection. What it held is freed, unless it may be sent again."""
+        if not call.is_request:
+            self._finish(call)
+            call.client.settle()
+        elif not call.keep:
+            call.pieces = None
+            self.memory.give(call.held)
+            call.held = 0
+        elif call.rule.hedge is not None and len(call.tried) == 1:
+            self.hedges.deposit()
+            self._hedging[call.rule].add(call)
+
+    # ---- ends of a request ----
+
+    def answered(self, call: Call, channel: Channel, parts: list[Piece], now: float) -> None:
+        """The answer came; the first one counts."""
+        if call.done:
+            channel.mux.dropped += 1
+            return
+        call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
+        self._finish(call)
+        call.rule.latency.add(now - call.started)
+        if call.rule.hedge is not None:
+            self._hedging[call.rule].observe(now - call.started)
+        call.client.deliver(parts, 1)
+
+    def fail(self, call: Call, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
+        """Answer in an instance's stead."""
+        self._finish(call)
+        call.rule.failed += 1
+        if call.is_request:
+            call.client.fail(call.message.token, code, text, endpoint)
+        else:
+            call.client.lost_notifications += 1
+            call.client.settle()
+
+    def forget(self, call: Call) -> None:
+        """Its client is gone: what waits does not go out. What is under way is only not awaited."""
+        if not call.attempts:
+            self._finish(call)
+
+    def _finish(self, call: Call) -> None:
+        call.done = True
+        call.pieces = None
+        if call.is_request:
+            call.rule.inflight -= 1
+        self.memory.give(call.held)
+        call.held = 0
+        if call.retrying:
+            self.retries.end()
+        for channel, number in call.attempts:
+            if channel.mux.withdraw(number):
+                channel.lane.give_up(channel)
+                channel.lane.finished(1, 0.0)
+        call.attempts = []
+
+    # ---- broken connections ----
+
+    def lost(self, target: Target, channel: Channel) -> None:
+        """A connection broke: retry what may be, and tell the others."""
+        self._active = self.pool.loads.total  # those that are lost now among them
+        sent, unsent = channel.mux.lose()
+        text = f"the connection to {target.endpoint} broke: {channel.why}"
+        if sent or unsent:
+            target.end(len(sent) + len(unsent), self.connect_timeout)
+        for batch, token in sent:
+            self._lost_sent(batch, token, target.endpoint, channel, text)
+        for request in unsent:
+            call = self._recover(request, target.endpoint, channel)
+            self._retry(call, text, target.endpoint, sent=False)
+
+    def _lost_sent(self, batch: Batch, token: bytes, endpoint: Endpoint, channel: Channel, text: str) -> None:
+        client, _, rule, call = batch
+        if call is None:
+            rule.failed += 1
+            client.fail(token, Code.UPSTREAM_LOST, text, endpoint)
+        elif call.done:
+            return
+        else:
+            call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
+            if not call.attempts:  # else a hedge is still under way
+                self._retry(call, text, endpoint, sent=True)
+
+    def _recover(self, request: Unsent, endpoint: Endpoint, channel: Channel) -> Call:
+        """Make a request that was never sent from its frame what it was before."""
+        client, started, rule, known = request.batch
+        call: Call | None = known
+        frame = request.frame
+        message = self._protocol.instance.read(frame, 0, len(frame))
+        pieces: list[Piece] = [frame[message.rest :]]
+        if call is None:
+            rule.inflight += 1
+            call = Call(
+                client,
+                message._replace(token=request.token),
+                pieces,
+                len(pieces[0]),
+                rule,
+                client.position,
+                started,
+                started + rule.timeout,
+            )
+        else:
+            call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
+            call.tried.remove(endpoint)
+            if call.pieces is None:  # as it went out: its deadline was put in then
+                call.pieces, call.body, call.field = pieces, len(pieces[0]), None
+        return call
+
+    def _retry(self, call: Call, text: str, endpoint: Endpoint, *, sent: bool) -> None:
+        """Send again where that is safe, allowed and of use; else the client is told.
+
+        What was never `sent` has cost nobody anything, so only its deadline says how often.
+        """
+        if call.done or call.attempts:
+            return
+        if call.client.gone:
+            self._finish(call)
+        elif call.pieces is None or (sent and call.retries >= self._tries - 1):
+            self.fail(call, Code.UPSTREAM_LOST, text, endpoint)
+        elif not call.retrying and not self.retries.begin(self._active):
+            self.fail(call, Code.UPSTREAM_LOST, f"{text}; the retry budget is spent", endpoint)
+        else:
+            call.retrying = True
+            call.retries += sent
+            self.retried += 1
+            self.submit(call)
+
+    def _hedge(self, call: Call) -> None:
+        """Ask a second endpoint, if one has room now and the budget allows it."""
+        if call.done or len(call.attempts) != 1 or call.client.gone or not self.hedges.spend():
+            return
+        if self._send(call) is True:
+            self.hedged += 1
+        else:
+            self.hedges.refund()
+
+    # ---- time ----
+
+    def _sweep(self, now: float) -> None:
+        for target in [*self.targets.values(), *self._retired]:
+            for lane in target.lanes:  # before others make room for what is too late itself
+                if lane.queue:
+                    self._expire_waiting(lane, now)
+            for channel in list(target.channels):
+                self._expire(target, channel, now)
+        for target in [*self._retired]:
+            self._close_retired(target, now)
+
+    def _expire(self, target: Target, channel: Channel, now: float) -> None:
+        def is_over(batch: Batch) -> bool:
+            _, started, rule, call = batch
+            deadline: float = call.deadline if call is not None else started + rule.timeout
+            return deadline <= now
+
+        # By when it was sent. Its time began when it came: at most queue_timeout before, if it was not sent
+        # a second time.
+        waited = self.settings.queue_timeout
+        least = 0.0 if self.retries.running or self._hedging else max(0.0, self._least_timeout - waited)
+        sent_before = now - least
+        over = channel.mux.expire(sent_before, is_over)
+        if not over:
+            return
+        channel.lane.give_up(channel)
+        self.expired += len(over)
+        target.end(len(over), max(rule.timeout for (_, _, rule, _), _ in over))
+        for (client, _, rule, call), token in over:
+            text = f"no answer from {target.endpoint} in time"
+            if call is None:
+                rule.failed += 1
+                client.fail(token, Code.DEADLINE_EXCEEDED, text, target.endpoint)
+            elif not call.done:
+                call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
+                self.fail(call, Code.DEADLINE_EXCEEDED, text, target.endpoint)
+
+    def _expire_waiting(self, lane: Lane, now: float) -> None:
+        for call in lane.queue.expired(now):
+            if call.done:
+                continue
+            if call.deadline <= now:
+                self.expired += 1
+                self.fail(call, Code.DEADLINE_EXCEEDED, "it waited for an endpoint until its deadline")
+            elif lane.alive:
+                waited = f"no endpoint had room within {self.settings.queue_timeout:g} s"
+                self.fail(call, Code.OVERLOADED, waited)
+            else:
+                self.fail(call, Code.NO_ENDPOINT, f"no endpoint could be connected to: {lane.failure}")
+        lane.changed()
+
+    def _close_retired(self, target: Target, now: float) -> None:
+        assert target.retired_at is not None  # noqa: S101
+        if not target.load.inflight or now - target.retired_at >= _DRAIN:
+            self._retired.remove(target)
+            task = asyncio.get_running_loop().create_task(target.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)

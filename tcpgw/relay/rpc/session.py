@@ -1,0 +1,589 @@
+"""A client's connection on the rpc plane: requests out of what it sends, answers into what it reads.
+
+States: open → ending (it sent FIN, or is drained: what is under way is answered) → gone (answers go nowhere,
+and what it still sends is thrown away). Who breaks the protocol is told so and gone. Before a connection is
+closed both sides have sent FIN, or had time to.
+
+A client is not read while it is `full`: it has `max_inflight` requests unanswered, or does not read its
+answers, or waits for memory for a large frame. So what it can make the gateway hold is bounded, and only it
+waits. An instance is never kept waiting for a client: one whose unread answers grow beyond its share of
+`rpc_memory` is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from tcpgw.errors import Code, FrameTooLargeError, ProtocolError
+from tcpgw.relay.reasons import Reason
+from tcpgw.relay.rpc.call import Call
+from tcpgw.relay.sockets import drop
+from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler
+from tcpgw.wire.codec import LARGE, Kind, Message, Piece
+from tcpgw.wire.msgpack_scan import MsgpackSplitter
+
+if TYPE_CHECKING:
+    from tcpgw.endpoints import Endpoint
+    from tcpgw.relay.rpc.lane import Lane
+    from tcpgw.relay.rpc.plane import RpcPlane
+    from tcpgw.relay.rpc.target import Target
+    from tcpgw.relay.session import Connection, OnEnd
+
+# Messages that need a closer look in one turn of the loop: some milliseconds.
+_MOST_HANDLED = 256
+# Bytes of a request in which its fields are looked for: fewer than a large frame's first piece always has, so
+# that it does not depend on how the bytes came.
+_LOOK = LARGE // 2
+# Bytes of unread answers from which a client is slow: what any gateway's buffer holds, and nothing is lost.
+_HIGH_WATER = 256 * 1024
+# Of rpc_memory, what one client's unread answers may take.
+_SHARE = 4
+# Seconds from our FIN that a client has to read, and to stop sending.
+_LINGER = 2.0
+# The first bytes of a MessagePack-RPC message without a length: an array of 3 or 4. A length would be 2 GiB.
+_BARE = frozenset(b"\x93\x94\xdc\xdd")
+
+
+class RpcSession(asyncio.Protocol):
+    """See `relay.session.Session`. Its plane makes it; `on_end` hears of its end, once."""
+
+    __slots__ = (
+        "_after",
+        "_assembler",
+        "_bare",
+        "_begun",
+        "_client",
+        "_early",
+        "_epoch",
+        "_error",
+        "_handled",
+        "_lanes",
+        "_loads",
+        "_loop",
+        "_most",
+        "_on_end",
+        "_paused",
+        "_plain",
+        "_plane",
+        "_pool",
+        "_quiet_since",
+        "_reason",
+        "_reserved",
+        "_resuming",
+        "_seen",
+        "_share",
+        "_slow_since",
+        "_target",
+        "_transport",
+        "_unread",
+        "_write",
+        "answers",
+        "bulky",
+        "draining",
+        "ended",
+        "errors",
+        "full",
+        "gone",
+        "inflight",
+        "lost_notifications",
+        "notifications",
+        "orphaned",
+        "position",
+        "received",
+        "requests",
+        "sent",
+        "service",
+    )  # fmt: skip
+
+    def __init__(self, plane: RpcPlane, connection: Connection, early: bytes, on_end: OnEnd) -> None:
+        self.received = 0  # bytes
+        self.sent = 0  # bytes
+        self.requests = 0
+        self.notifications = 0
+        self.errors: Counter[Code] = Counter()  # answers in an instance's stead
+        self.orphaned = 0  # answers that came when it was gone
+        self.lost_notifications = 0
+        self.inflight = 0  # requests unanswered, and notifications that wait
+        self.full = False
+        self.bulky = False  # its answers are large lately: they come by the bulk lane
+        self.ended = False  # it sent FIN
+        self.draining = False
+        self.gone = False  # or about to be: nothing is sent to it any more
+        self.service, self.position = plane.routing.home(connection.client)
+        self._client = connection.client
+        self._plane = plane
+        self._on_end = on_end
+        self._early = early  # read before its transport was made
+        self._loop = plane.loop
+        self._most = plane.settings.max_inflight
+        self._plain = None if plane.rewrites else plane.routing.plain
+        self._assembler: FrameAssembler | ObjectAssembler | None = None
+        self._bare = False  # it speaks without lengths
+        self._transport: asyncio.Transport | None = None
+        self._write: Callable[[bytes], object] = _nothing
+        self._epoch = -1  # of the pool, when _target was chosen
+        self._target: Target | None = None  # where its key belongs, whatever the load
+        self._share = 0.0  # of the load that it may have
+        self._pool = self.service.pool
+        self._loads = self._pool.loads
+        self._lanes: set[Lane] = set()  # where something of it has waited
+        self._after = False  # something is to be looked at after an answer
+        self._paused = False
+        self._resuming = False
+        self._handled = 0  # messages since it was resumed
+        self._reserved = 0  # bytes, for the large frame that is being read
+        self._unread = 0  # bytes of answers, as last seen while it is slow
+        self._slow_since: tuple[float, int] | None = None
+        self._begun: tuple[float, int] | None = None
+        self._quiet_since = connection.opened
+        self._seen = 0  # bytes both ways, when last looked at
+        self._reason: Reason | None = None
+        self._error = ""
+
+    # ---- the client's transport ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._write = self._transport.write
+        if self._early:
+            self.data_received(self._early)
+            # uvloop starts to read after this, whatever it was told here.
+            self._loop.call_soon(self._pause_again)
+
+    def _pause_again(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        if self.gone:
+            return
+        try:
+            if self._assembler is not None:
+                self._assembler.feed(data)
+            else:
+                self._begin(data[0]).feed(data)
+        except ProtocolError as exc:
+            self._refuse(exc)
+
+    def _begin(self, first: int) -> FrameAssembler | ObjectAssembler:
+        max_frame = self._plane.settings.max_frame
+        self._bare = self._plane.may_be_bare and first in _BARE
+        if self._bare:
+            self._plain = None
+            self._assembler = ObjectAssembler(self, max_frame, MsgpackSplitter(max_frame))
+        else:
+            self._assembler = FrameAssembler(self, max_frame)
+        return self._assembler
+
+    def eof_received(self) -> bool:
+        self.ended = self._after = True
+        self._look()
+        return not self.gone  # what it asked is still answered
+
+    def pause_writing(self) -> None:
+        self._after = True
+        self._slow_since = (monotonic(), self.sent)
+        self._fill()
+
+    def resume_writing(self) -> None:
+        self._slow_since = None
+        self._plane.unread -= self._unread
+        self._unread = 0
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._leave()
+        self._plane.unread -= self._unread
+        self._unread = 0
+        fin = Reason.CLIENT_FIN if self.ended or exc is None else Reason.CLIENT_RESET
+        self._on_end(self._reason or fin, self._error)
+
+    def _leave(self) -> None:
+        """Nothing that it asked is wanted any more."""
+        self.gone = self._after = True
+        self._write = _nothing
+        memory = self._plane.memory
+        memory.leave(self._wake)
+        memory.give(self._reserved)
+        self._reserved = 0
+        for lane in self._lanes:
+            for call in lane.queue.drop(self):
+                lane.service.forget(call)
+            lane.changed()  # with less that waits it may be open again
+        self._lanes.clear()
+
+    # ---- requests ----
+
+    def take(self, data: bytes, pos: int) -> int:
+        """As `Sink.take`: pass on in runs what needs no closer look."""
+        rule = self._plain
+        if rule is None:
+            return pos
+        room = self._most - self.inflight
+        size = len(data)
+        pool, loads = self._pool, self._loads
+        while pos < size and room > 0:
+            target = self._target  # mostly it is still the right one, and can take more
+            if (
+                target is None
+                or self._epoch != pool.epoch
+                or not target.main.open
+                or target.load.inflight >= self._share * (loads.total + 1)
+                or self.bulky
+            ):
+                target = self._choose(data, pos)
+                if target is None:
+                    break
+            load, lane = target.load, target.main
+            limit = target.limit - load.inflight
+            if limit > room:  # noqa: PLR1730 - min() takes as long as all of this
+                limit = room
+            if self._target is not target:
+                limit = min(limit, 1)  # each request may go elsewhere
+            elif self._share < 1.0:  # bounded load: not more than its share once they are all under way
+                share = self._share
+                limit = min(limit, int((share * (loads.total + 1) - load.inflight) / (1.0 - share)) + 1)
+            channel = lane.only or lane.channel()
+            if limit <= 0 or channel is None:
+                break
+            if not channel.scheduled:
+                channel.schedule()
+            pos, count = channel.mux.pass_run(data, pos, limit, (self, channel.turn, rule, None))
+            if not count:
+                break
+            load.inflight += count
+            loads.total += count
+            self.requests += count
+            self.inflight += count
+            room -= count
+        if room <= 0:
+            self._fill()
+        return pos
+
+    def _choose(self, data: bytes, pos: int) -> Target | None:
+        """Where the request at `pos` goes, if it is whole, can be sent now and needs no closer look."""
+        pool = self._pool
+        if self._epoch != pool.epoch:
+            self._epoch = pool.epoch
+            home = pool.home(self.position)
+            self._target = self.service.targets.get(home) if home else None
+            self._share = pool.share(home) if home else 0.0
+        # To ask for what is not sent then would cost an endpoint its turn.
+        whole = len(data) - pos > 4 and pos + 4 + int.from_bytes(data[pos : pos + 4], "big") <= len(data)
+        return self.service.choose(self.position) if whole and not self.bulky else None
+
+    def whole(self, data: bytes, pos: int, end: int, tail: Sequence[Piece]) -> None:
+        """As `Sink.whole`: one message, by its rule."""
+        plane, held = self._plane, self._reserved
+        self._reserved = 0
+        try:
+            message = plane.codec(bare=self._bare).read(data, pos, end)
+            if plane.rewrites and not self._bare:
+                plane.check(data, pos, end, tail)
+        except ProtocolError:
+            plane.memory.give(held)
+            raise
+        if message.kind == Kind.ANSWER:
+            plane.memory.give(held)
+            raise ProtocolError("an answer, though nothing was asked of this client")
+        call = self._call(message, data, end, tail)
+        if held:
+            call.held = min(held, call.body)
+            plane.memory.give(held - call.held)
+        self.inflight += 1
+        if message.kind == Kind.REQUEST:
+            self.requests += 1
+            call.rule.inflight += 1
+        else:
+            self.notifications += 1
+        self._dispatch(call, data)
+        self._handled += 1
+        if self.inflight >= self._most:
+            self._fill()
+        elif self._handled >= _MOST_HANDLED:
+            self._yield()
+
+    def _call(self, message: Message, data: bytes, end: int, tail: Sequence[Piece]) -> Call:
+        rule = self._plane.routing.rules.of(message.method)
+        rest = message.rest
+        # A view keeps all that was read with it, so it is for what is most of that.
+        copy = end - rest < LARGE or 2 * (end - rest) < len(data)
+        head: Piece = data[rest:end] if copy else memoryview(data)[rest:end]
+        body = end - rest + sum(map(len, tail))
+        now = monotonic()
+        return Call(self, message, [head, *tail], body, rule, self.position, now, now + rule.timeout)
+
+    def _dispatch(self, call: Call, data: bytes) -> None:
+        routing, rule, message = self._plane.routing, call.rule, call.message
+        codec = self._plane.codec(bare=self._bare)
+        head = data[message.rest : message.rest + min(call.body, _LOOK)]
+        service, call.position = routing.find(
+            codec, message.method, head, rule, (self.service, self.position), self._client
+        )
+        rule.requests += 1
+        if rule.denied:
+            service.fail(call, Code.DENIED, "this method is not allowed here")
+            return
+        if rule.limit is not None and rule.inflight > rule.limit:
+            service.fail(call, Code.OVERLOADED, f"{rule.limit} requests of {rule.name} are under way already")
+            return
+        if routing.deadline is not None and (span := codec.find(head, 0, routing.deadline)):
+            left = codec.number(head, span)
+            if left is not None:
+                call.deadline = min(call.deadline, call.started + left / 1000)
+                call.field = span
+        if call.deadline <= call.started:
+            service.fail(call, Code.DEADLINE_EXCEEDED, "its deadline had passed when it came")
+            return
+        if rule.idempotent and call.is_request:
+            call.keep = call.held > 0 or self._plane.memory.take(call.body)
+            call.held = call.held or call.body * call.keep
+        service.submit(call)
+
+    def admit(self, size: int) -> bool:
+        """As `Sink.admit`."""
+        memory = self._plane.memory
+        if memory.take(size):
+            self._reserved = size
+            return True
+        memory.wait(self._wake)
+        self._fill()
+        return False
+
+    def waits_in(self, lane: Lane) -> None:
+        """Something of this client waits there: to be taken back when it goes."""
+        self._lanes = {one for one in self._lanes if one.queue}  # the others are done with
+        self._lanes.add(lane)
+
+    # ---- answers ----
+
+    def deliver(self, parts: list[Piece], count: int) -> None:
+        """Give `count` answers: PARTS parts for each, or any number for a single one. `parts` is spent."""
+        if self.gone:
+            self.orphaned += count
+            return
+        self.inflight -= count
+        if self._bare:
+            for place in range(0, 3 * count, 3):
+                parts[place] = parts[place][4:]
+        if type(parts[-1]) is bytes:
+            data = b"".join(parts)
+            self.sent += len(data)
+            self._write(data)
+            if self._after:
+                self.bulky = False
+                self._look()
+        else:
+            self._deliver_large(parts, count)
+
+    def _deliver_large(self, parts: list[Piece], count: int) -> None:
+        assert self._transport is not None  # noqa: S101
+        size = sum(map(len, parts))
+        self.sent += size
+        self.bulky = 0 < self._plane.bulk <= size // count
+        self._after = self._after or self.bulky
+        self._transport.writelines(parts)
+        if self._after:
+            self._look()
+
+    def fail(self, token: bytes, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
+        """Answer in an instance's stead."""
+        self.inflight -= 1
+        if self.gone:
+            return
+        self.errors[code] += 1
+        frame = self._plane.answers.error(token, code, text, str(endpoint) if endpoint else None)
+        if self._bare:
+            frame = frame[4:]
+        self.sent += len(frame)
+        self._write(frame)
+        if self._after:
+            self._look()
+
+    def settle(self) -> None:
+        """A notification waits no more."""
+        self.inflight -= 1
+        if self._after:
+            self._look()
+
+    # ---- full and not ----
+
+    def _fill(self) -> None:
+        self.full = self._after = True
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _yield(self) -> None:
+        """Let others have their turn: no limit of requests in flight bounds what is answered at once."""
+        self._fill()
+        if not self._resuming:
+            self._resuming = True
+            self._loop.call_soon(self._resume)
+
+    def _look(self) -> None:
+        """Something that `_after` stands for may be over."""
+        if self.gone or self._transport is None:
+            return
+        if self._slow_since is not None and self._overflows():
+            return
+        if self.full and not self._resuming and self._slow_since is None and 2 * self.inflight <= self._most:
+            # Not at once: whoever calls this may be in the middle of this client's own requests.
+            self._resuming = True
+            self._loop.call_soon(self._resume)
+        if (self.ended or self.draining) and not self.inflight and not self.full:
+            self._loop.call_soon(self._finish)  # for the same reason
+
+    def _wake(self) -> None:
+        """There is memory again."""
+        self._look()
+
+    def _resume(self) -> None:
+        self._resuming = False
+        if self.gone or self._transport is None or self._slow_since is not None:
+            return
+        self.full = False
+        self._after = self.ended or self.draining or self.bulky
+        self._handled = 0
+        try:
+            if self._assembler is not None:
+                self._assembler.resume()
+        except ProtocolError as exc:
+            self._refuse(exc)
+            return
+        if not self.full:
+            if self._paused and not self._transport.is_closing():
+                self._paused = False
+                self._transport.resume_reading()
+            self._look()
+
+    @property
+    def _held(self) -> int:
+        return self._assembler.held if self._assembler is not None else 0
+
+    def _overflows(self) -> bool:
+        """Whether what it has not read is too much, alone or with what all others have not; ends it."""
+        assert self._transport is not None  # noqa: S101
+        plane, unread = self._plane, self._transport.get_write_buffer_size()
+        plane.unread += unread - self._unread
+        self._unread = unread
+        share = max(plane.memory.limit // _SHARE, plane.settings.max_frame + _HIGH_WATER)  # one answer always
+        if unread <= share and plane.unread <= plane.memory.limit:
+            return False
+        self._error = f"{unread} bytes of answers are unread"
+        self.abort(Reason.SLOW_READER, reset=True)
+        return True
+
+    # ---- ends ----
+
+    def _refuse(self, exc: ProtocolError) -> None:
+        """It broke the protocol: tell it, as far as that can be told, and hang up."""
+        place = self.received - self._held
+        large = isinstance(exc, FrameTooLargeError)
+        self._reason = Reason.FRAME_TOO_LARGE if large else Reason.PROTOCOL_ERROR
+        self._error = f"at byte {place} of the connection: {exc}"
+        answers = self._plane.answers
+        if answers.unknown is not None:
+            code = Code.FRAME_TOO_LARGE if large else Code.BAD_FRAME
+            frame = answers.error(answers.unknown, code, self._error)[4 if self._bare else 0 :]
+            self.sent += len(frame)
+            self._write(frame)
+        self._hang_up()
+        if self._transport is not None:
+            self._loop.call_later(_LINGER, self._transport.abort)
+
+    def _finish(self) -> None:
+        """End, if everything that came is answered. What is not whole by then never will be after FIN."""
+        if self.gone or self.inflight or self.full or self._transport is None:
+            return
+        if self.ended and self._held:
+            self._refuse(ProtocolError("FIN within a frame"))
+        elif self.ended:
+            self._reason = self._reason or Reason.CLIENT_FIN
+            self._transport.close()
+        elif not self._held:
+            self._reason = self._reason or Reason.DRAINED
+            self._hang_up()
+            self._loop.call_later(_LINGER, self._transport.close)
+
+    def _hang_up(self) -> None:
+        """Send FIN and read on: a close would answer what still comes with RST, which can overtake that."""
+        self._leave()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self.ended:
+            self._transport.close()
+            return
+        self._transport.write_eof()
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def abort(self, reason: Reason, *, reset: bool) -> None:
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            drop(self._transport, reset=reset or self._transport.get_write_buffer_size() > 0)
+
+    def drain(self) -> None:
+        """End when everything that was asked is answered: at the boundary of a frame, both ways."""
+        self.draining = self._after = True
+        self._look()
+
+    def tend(self, now: float) -> None:
+        settings = self._plane.settings
+        moved = self.received + self.sent
+        if moved != self._seen or self.inflight:
+            self._seen, self._quiet_since = moved, now
+        elif now - self._quiet_since >= settings.idle_timeout:
+            self.abort(Reason.IDLE_TIMEOUT, reset=False)
+            return
+        if self.gone:
+            return  # it has the time to read why
+        if self._begun_too_long(now):
+            self.abort(Reason.FRAME_TIMEOUT, reset=True)
+        elif self._slow_since is not None:
+            self._tend_slow(now)
+
+    def _begun_too_long(self, now: float) -> bool:
+        """Whether it has been within one frame for too long, while it was read."""
+        done = self.requests + self.notifications
+        if not self._held or self.full:
+            self._begun = None
+        elif self._begun is None or self._begun[1] != done:
+            self._begun = (now, done)
+        return self._begun is not None and now - self._begun[0] >= self._plane.settings.frame_timeout
+
+    def _tend_slow(self, now: float) -> None:
+        """A client that reads nothing at all for frame_timeout is not slow but stuck."""
+        assert self._slow_since is not None  # noqa: S101
+        assert self._transport is not None  # noqa: S101
+        since, read = self._slow_since
+        unread = self._transport.get_write_buffer_size()
+        self._plane.unread += unread - self._unread  # what it has read meanwhile is others' to use
+        self._unread = unread
+        now_read = self.sent - unread
+        if now_read != read:
+            self._slow_since = (now, now_read)
+        elif now - since >= self._plane.settings.frame_timeout:
+            self._error = f"no byte of its answers was read for {self._plane.settings.frame_timeout:g} s"
+            self.abort(Reason.SLOW_READER, reset=True)
+
+    def facts(self) -> dict[str, object]:
+        """How many requests, and how many of them were answered with which error of the gateway's."""
+        facts: dict[str, object] = {"service": self.service.name, "requests": self.requests}
+        if self.notifications:
+            facts["notifications"] = self.notifications
+        if self.errors:
+            facts["errors"] = {code.value: count for code, count in self.errors.items()}
+        return facts
+
+
+def _nothing(_: bytes) -> None:
+    """Where answers of a client go that is not there any more."""

@@ -1,0 +1,93 @@
+"""An endpoint as the rpc plane uses it: its lanes, how much is under way there, and its limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tcpgw.relay.rpc.lane import Lane
+
+if TYPE_CHECKING:
+    from tcpgw.endpoints import Endpoint
+    from tcpgw.relay.rpc.channel import Channel
+    from tcpgw.relay.rpc.service import RpcService
+
+
+class Target:
+    """Made when an endpoint comes into the snapshot; `retired` when it leaves, and closed when it is idle."""
+
+    def __init__(self, endpoint: Endpoint, service: RpcService) -> None:
+        self.endpoint = endpoint
+        self.load = service.pool.loads.of(endpoint)
+        self.retired_at: float | None = None
+        self._service = service
+        settings = service.settings
+        self.limit = settings.max_inflight
+        self.main = Lane(self, service, settings.connections, exclusive=settings.exclusive)
+        # An exclusive connection makes nobody wait behind anybody.
+        bulk = bool(settings.bulk) and not settings.exclusive
+        self.bulk = Lane(self, service, 1, exclusive=False) if bulk else None
+
+    @property
+    def lanes(self) -> Iterator[Lane]:
+        yield self.main
+        if self.bulk:
+            yield self.bulk
+
+    @property
+    def channels(self) -> Iterator[Channel]:
+        for lane in self.lanes:
+            yield from lane.channels
+
+    @property
+    def room(self) -> int:
+        """How many more requests it may have under way."""
+        return self.limit - self.load.inflight
+
+    @property
+    def alive(self) -> bool:
+        return self.main.alive
+
+    @property
+    def hopeful(self) -> bool:
+        """Not connected, but nothing speaks against it: new, or just lost and being connected again."""
+        return not self.main.alive and not self.main.failed
+
+    def lane(self, body: int, *, bulky: bool = False) -> Lane:
+        """Where a request of `body` bytes goes. `bulky`: it is likely to be answered with much."""
+        bulk = self.bulk
+        if bulk is not None and bulk.channels and (bulky or body > self._service.settings.bulk):
+            return bulk
+        return self.main
+
+    def begin(self, count: int) -> None:
+        self.load.inflight += count
+        self._service.pool.loads.total += count
+
+    def end(self, count: int, seconds: float = 0.0) -> None:
+        """`seconds` is how long one of them took, or 0 where that says nothing about the instance."""
+        loads = self._service.pool.loads
+        loads.end(self.endpoint, count)
+        if seconds and self._service.observes:
+            loads.observe(self.endpoint, seconds)
+        for lane in self.lanes:
+            if lane.queue:
+                lane.changed()
+
+    def retire(self, now: float) -> None:
+        """No new requests; those that wait go elsewhere, those under way may finish."""
+        self.retired_at = now
+        for lane in self.lanes:
+            lane.open = False
+            self._service.reroute(lane.queue.take_all())
+
+    def revive(self) -> None:
+        """Back in the snapshot before it was closed."""
+        self.retired_at = None
+        self.load = self._service.pool.loads.of(self.endpoint)
+        for lane in self.lanes:
+            lane.changed()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(lane.close() for lane in self.lanes))
