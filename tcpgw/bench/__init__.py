@@ -1,0 +1,1 @@
+"""`tcpgw bench`: a load generator for echo instances over raw TCP and for msgpack-rpc services."""
