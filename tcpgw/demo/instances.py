@@ -1,8 +1,8 @@
 """The demo's child processes: small instances, and the gateway in front of them.
 
-`python -m tcpgw.demo.instances predict|echo NAME` is one instance. It says its port on stdout and serves
-until it is killed. Both kinds tell the client which instance it has met: predict in each HTTP answer, the
-echo in the line that begins every connection.
+`python -m tcpgw.demo.instances predict|echo|infer NAME` is one instance. It says its port on stdout and
+serves until it is killed. Each kind tells the client which instance it has met: predict in each HTTP answer,
+the echo in the line that begins every connection, infer (see `infer`) in each answer to a request.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 from tcpgw.endpoints import Endpoint
 from tcpgw.errors import TcpgwError
 
-Kind = Literal["predict", "echo"]
+Kind = Literal["predict", "echo", "infer"]
 OnEvent = Callable[[dict[str, Any]], None]
 
 # Seconds. A start is an interpreter's; an end is the gateway's, whose clients have closed already.
@@ -90,6 +90,11 @@ def prediction(instance: str, body: bytes) -> bytes:
 
 def main(kind: str, name: str) -> None:
     """Serve on a port of the kernel's choice until killed."""
+    if kind == "infer":
+        from tcpgw.demo.infer import serve  # noqa: PLC0415 - the others start sooner without
+
+        serve(name)
+        return
     handler: type[BaseRequestHandler] = {"predict": _Predict, "echo": _Echo}[kind]
     _Server.name = name
     with _Server(("127.0.0.1", 0), handler) as server:
@@ -161,8 +166,9 @@ class GatewayProcess:
 
     `listeners` says where it accepts, `members` which endpoints are in force for each service.
     `second_choice` counts the connections for which the key's first candidate did not answer. `ended_on`
-    holds, for each endpoint in `watched`, the client addresses of the connections that ended there. `ended`
-    is set at the end of the log.
+    holds, for each endpoint in `watched`, the client addresses of the connections that ended there.
+    `pending_on` counts, by endpoint, the requests under way on its connections when these broke. `ended` is
+    set at the end of the log.
     """
 
     def __init__(self, process: Process, on_event: OnEvent | None) -> None:
@@ -171,6 +177,7 @@ class GatewayProcess:
         self.second_choice = 0
         self.watched: set[str] = set()
         self.ended_on: dict[str, set[str]] = {}
+        self.pending_on: Counter[str] = Counter()
         self.ended = asyncio.Event()
         self._process = process
         self._on_event = on_event
@@ -228,6 +235,8 @@ class GatewayProcess:
                 members = self.members.setdefault(line["service"], set())
                 members.difference_update(line["removed"])
                 members.update(line["added"])
+            case "channel_lost":
+                self.pending_on[line["endpoint"]] += line["pending"]
             case "connection_closed":
                 self.second_choice += line["tries"] > 1
                 if line["endpoint"] in self.watched:

@@ -13,7 +13,8 @@ from tcpgw.endpoints import Endpoint
 
 Tell = Callable[[str], None]
 
-SERVICES: dict[Kind, str] = {"predict": "HTTP", "echo": "raw TCP"}
+SERVICES: dict[Kind, str] = {"predict": "HTTP", "echo": "raw TCP", "infer": "MessagePack-RPC"}
+RELAYED: tuple[Kind, ...] = ("predict", "echo")  # connection by connection; infer request by request
 INSTANCES = 4  # of each service, at the start
 # The cloud's 20 a minute for an IAM user would make a demo of some minutes; its limit for an account is 2000.
 _CALLS_PER_MINUTE = 120
@@ -54,6 +55,16 @@ networks = ["127.0.0.0/8"]
 policy = "maglev"            # the default
 bounded_load = 0
 
+[[service]]
+name = "infer"
+[service.discovery]
+type = "modelarts"
+service_id = "{infer}"
+refresh = "5s"
+networks = ["127.0.0.0/8"]
+[service.balance]
+policy = "least_request"     # each request goes where fewer are under way
+
 [[listener]]
 name = "predict"
 bind = "127.0.0.1:0"         # port 0: the kernel chooses
@@ -63,6 +74,15 @@ route = "predict"
 name = "echo"
 bind = "127.0.0.1:0"
 route = "echo"
+
+[[listener]]
+name = "infer"
+bind = "127.0.0.1:0"
+mode = "rpc"                 # requests are balanced, over few connections for all clients
+codec = "msgpack-rpc"        # the default
+route = "infer"
+# A request that was sent is not sent again by itself: this would say that it may be.
+# methods = {{ predict = {{ idempotent = true }} }}
 """
 
 
@@ -86,6 +106,10 @@ class Stage:
             await instance.ready()
             self.instances[instance.name] = instance
 
+    def of(self, service: Kind) -> list[Instance]:
+        """The service's instances that were ready once, the killed ones too."""
+        return [one for name, one in self.instances.items() if name.startswith(f"{service}-")]
+
     async def kill_all(self) -> None:
         """End every instance. Idempotent."""
         for instance in self._started:
@@ -93,11 +117,7 @@ class Stage:
 
     def list_running(self, service: Kind) -> list[Endpoint]:
         """Let the cloud's API name the service's instances that run now, and return them."""
-        running = [
-            instance.endpoint
-            for name, instance in self.instances.items()
-            if name.startswith(service) and not instance.killed
-        ]
+        running = [instance.endpoint for instance in self.of(service) if not instance.killed]
         self.cloud.services[self._ids[service]] = [*running]
         return running
 

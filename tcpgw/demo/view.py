@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +25,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tcpgw.demo.instances import DemoError
-from tcpgw.demo.scenario import Promise, Result, make_promises, play
-from tcpgw.demo.stage import SERVICES, Stage, set_up
+from tcpgw.demo.result import Promise, Result, make_promises
+from tcpgw.demo.rpc_clients import CLIENTS, Load
+from tcpgw.demo.scenario import play
+from tcpgw.demo.stage import RELAYED, SERVICES, Stage, set_up
 from tcpgw.demo.traffic import EXAMPLE, KEYS, Traffic
 
 T = TypeVar("T")
 
 _REFRESH = 0.2  # s
-_BAR = 20  # characters for half of a service's keys
+_BAR = 20  # characters for half of a service's clients
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -80,9 +82,10 @@ class _Screen:
     async def perform(self, folder: Path, seconds: float) -> Result:
         async with set_up(folder, self._tell) as stage:
             self._show_gateway(stage)
-            traffic = Traffic({service: stage.address(service) for service in SERVICES})
-            async with self._board(stage, traffic):
-                return await play(stage, traffic, seconds, self._tell)
+            traffic = Traffic({service: stage.address(service) for service in RELAYED})
+            load = Load(stage.address("infer"))
+            async with self._board(lambda: _board(stage, traffic, load)):
+                return await play(stage, traffic, load, seconds, self._tell)
 
     async def serve(self, folder: Path) -> None:
         """Runs until it is cancelled. Raises DemoError where the gateway ends by itself."""
@@ -108,7 +111,8 @@ class _Screen:
             self._tell(f"The gateway listens on {address} for {service}.")
 
     def _show_usage(self, stage: Stage) -> None:
-        predict, echo = (":".join(map(str, stage.address(service))) for service in ("predict", "echo"))
+        listeners = stage.gateway.listeners
+        predict, echo, infer = (listeners[service] for service in ("predict", "echo", "infer"))
         post = f"-H 'Content-Type: application/json' -d '{EXAMPLE.decode()}' http://{predict}"
         lines = {
             "Ask service predict (the answer names the instance):": f"curl {post}",
@@ -117,6 +121,10 @@ class _Screen:
                 f"tcpgw explain -c {stage.config} --service predict 127.77.0.9"
             ),
             "Type at service echo:": f"nc {echo.replace(':', ' ')}",
+            "Ask service infer over MessagePack-RPC, several times:": (
+                f"tcpgw call {infer} predict '{EXAMPLE.decode()}'"
+            ),
+            "What one of its instances sees, however many clients there are:": f"tcpgw call {infer} stats",
         }
         for what, line in lines.items():
             self._console.print(f"\n{what}")
@@ -125,23 +133,26 @@ class _Screen:
 
     def _show_connection(self, event: dict[str, Any]) -> None:
         if event["event"] == "connection_closed":
-            who = f"{event['client']} to {event['service']} at {event['endpoint']}"
+            # A connection whose requests are balanced one by one has no endpoint.
+            where = f" at {event['endpoint']}" if event["endpoint"] else ""
             size = f"{event['bytes_in']} bytes in, {event['bytes_out']} out"
-            self._tell(f"{who}: {size}, {event['duration'] * 1000:.1f} ms, {event['reason']}")
+            asked = f"requests: {event['requests']}, " if "requests" in event else ""
+            end = f"{event['duration'] * 1000:.1f} ms, {event['reason']}"
+            self._tell(f"{event['client']} to {event['service']}{where}: {asked}{size}, {end}")
 
     @contextlib.asynccontextmanager
-    async def _board(self, stage: Stage, traffic: Traffic) -> AsyncIterator[None]:
+    async def _board(self, draw: Callable[[], Group]) -> AsyncIterator[None]:
         """Show the table live on a terminal, elsewhere once at the end."""
         if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield
-            self._console.print(_board(stage, traffic))
+            self._console.print(draw())
             return
         # No thread refreshes: instances are forked from this process.
         with Live(console=self._console, auto_refresh=False) as live:
 
             async def refresh() -> None:
                 while True:
-                    live.update(_board(stage, traffic), refresh=True)
+                    live.update(draw(), refresh=True)
                     await asyncio.sleep(_REFRESH)
 
             task = asyncio.create_task(refresh(), name="live table")
@@ -150,28 +161,32 @@ class _Screen:
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-                live.update(_board(stage, traffic), refresh=True)
+                live.update(draw(), refresh=True)
 
 
-def _board(stage: Stage, traffic: Traffic) -> Group:
-    keys = Counter(traffic.seen.values())
-    table = Table("instance", "endpoint", "keys", "", "connections", box=box.SIMPLE_HEAD)
+def _board(stage: Stage, traffic: Traffic, load: Load) -> Group:
+    clients = Counter(traffic.seen.values()) + Counter(load.seen.values())
+    table = Table("instance", "endpoint", "clients", "", "connections", box=box.SIMPLE_HEAD)
     table.columns[2].justify = table.columns[4].justify = "right"
-    for name in sorted(stage.instances, key=lambda name: ("predict" not in name, name)):
-        instance = stage.instances[name]
-        bar = ProgressBar(KEYS / 2, keys[name], width=_BAR)
-        table.add_row(
-            name,
-            str(instance.endpoint),
-            str(keys[name]),
-            Text("killed", style="red") if instance.killed else bar,
-            f"{traffic.per_instance[name]:,}",
-        )
+    for service in SERVICES:
+        for instance in stage.of(service):
+            name = instance.name
+            bar = ProgressBar((KEYS if service in RELAYED else CLIENTS) / 2, clients[name], width=_BAR)
+            connections = traffic.per_instance[name] if service in RELAYED else load.connections.get(name, 0)
+            table.add_row(
+                name,
+                str(instance.endpoint),
+                str(clients[name]),
+                Text("killed", style="red") if instance.killed else bar,
+                f"{connections:,}",
+            )
     cut, failed = stage.judge(traffic.broken)
     return Group(
         table,
         f"{traffic.connections:,} connections: {traffic.open} open, {len(failed)} failed, {len(cut)} cut by "
         f"the kill, {stage.gateway.second_choice} by next candidate",
+        f"rpc: {len(load.clients):,} connections open, {load.lost} lost; {load.requests:,} requests, "
+        f"{len(load.failures)} failed",
         f"calls of the cloud's API: {stage.cloud.api_calls}; tokens: {stage.cloud.token_calls}",
     )
 
@@ -186,7 +201,9 @@ def _summary(result: Result, promises: list[Promise]) -> Group:
         f"Connections open on {result.killed} when it died, which no gateway can save: "
         f"{result.cut_with_instance}. New ones that met it dead while the cloud still listed it, and that "
         f"the next candidate served: {result.second_choice}.",
-        *(Text(error, style="red") for error in result.errors),
+        f"Requests under way on {result.rpc.killed} when it died, which it may have done: "
+        f"{result.rpc.failed}. Were their method declared idempotent, another instance would have answered.",
+        *(Text(error, style="red") for error in result.errors + result.rpc.errors),
     )
 
 

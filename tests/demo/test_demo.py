@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,15 @@ def _read_until(process: "subprocess.Popen[str]", text: str) -> str:
     raise AssertionError(f"{text!r} does not stand in: {seen}")
 
 
+def _run_printed(line: str) -> Any:
+    """What a printed command says, in JSON. `tcpgw` is the one of this interpreter."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", line], env=os.environ | {"PATH": path}, capture_output=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
 def test_json_tells_of_a_run_that_kept_every_promise(tmp_path: Path) -> None:
     """Through a death and an arrival nothing fails needlessly, and exactly the keys move that must."""
     with _demo(tmp_path, "--json", "--seconds", "3") as process:
@@ -77,16 +87,23 @@ def test_json_tells_of_a_run_that_kept_every_promise(tmp_path: Path) -> None:
     assert len(result["per_endpoint"]) == 9
     assert all(result["per_endpoint"].values())
     assert sum(result["per_endpoint"].values()) + result["cut_with_instance"] >= result["connections"] > 1000
+    rpc = result["rpc"]
+    assert (rpc["connections_lost"], rpc["missing"], rpc["wrong"], rpc["failed_elsewhere"]) == (0, 0, 0, 0)
+    # Each client asked at least twice: before the kill, and after it.
+    assert rpc["requests"] >= 2 * rpc["clients"] == 2000
+    assert 0 < rpc["failed"] <= rpc["pending_on_killed"]
+    assert sum(rpc["requests_per_endpoint"].values()) + rpc["failed"] == rpc["requests"]
+    assert list(rpc["connections_per_endpoint"].values()) == [2, 2, 2, 2]
     assert 0 < result["api_calls"] <= 120
     assert result["token_calls"] > 0
     assert _processes(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_serve_answers_the_curl_line_it_prints_until_it_is_interrupted(
+def test_serve_answers_the_lines_it_prints_until_it_is_interrupted(
     tmp_path: Path, need: Callable[[str], str]
 ) -> None:
-    """The printed line works verbatim in a shell, and Ctrl-C is a good end that leaves nothing."""
+    """The printed lines work verbatim in a shell, and Ctrl-C is a good end that leaves nothing."""
     need("curl")
     with _demo(tmp_path, "--serve") as process:
         printed = _read_until(process, "Ctrl-C")
@@ -97,6 +114,12 @@ def test_serve_answers_the_curl_line_it_prints_until_it_is_interrupted(
         assert json.loads(answer.stdout)["input"] == {"a": "a"}
         assert json.loads(answer.stdout)["instance"] in {f"predict-{number}" for number in range(1, 5)}
         _read_until(process, "client_fin")
+        need("tcpgw")
+        predicted, seen = (_run_printed(line) for line in printed.splitlines() if "tcpgw call" in line)
+        assert predicted["input"] == {"a": "a"}
+        assert {predicted["instance"], seen["instance"]} <= {f"infer-{number}" for number in range(1, 5)}
+        assert seen["connections"] == 2
+        _read_until(process, "requests: 1")
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=_PATIENCE)
     assert (process.returncode, stderr) == (0, "")
@@ -108,7 +131,7 @@ def test_a_signal_in_the_middle_ends_everything(tmp_path: Path) -> None:
     """Interrupted under traffic, the demo leaves no process and no file, and does not claim success."""
     with _demo(tmp_path, "--seconds", "600") as process:
         _read_until(process, "clients connect")
-        assert len(_processes(tmp_path)) == 10  # itself, eight instances, the gateway
+        assert len(_processes(tmp_path)) == 14  # itself, twelve instances, the gateway
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=_PATIENCE)

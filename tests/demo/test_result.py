@@ -1,11 +1,26 @@
 """The verdicts: which figures break which promise."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tcpgw.demo.scenario import Result, make_promises
+from tcpgw.demo.result import Result, RpcResult, make_promises
 
+_RPC = RpcResult(
+    connections_lost=0,
+    requests=20_000,
+    missing=0,
+    wrong=0,
+    failed=24,
+    failed_elsewhere=0,
+    pending_on_killed=24,
+    killed="127.0.0.1:40012",
+    slowest_answer=0.2,
+    connections_per_endpoint={f"127.0.0.1:4001{number}": 2 for number in range(4)},
+    requests_per_endpoint={},
+    errors=[],
+)
 _GOOD = Result(
     seconds=20.0,
     connections=8000,
@@ -28,6 +43,7 @@ _GOOD = Result(
     token_calls=3,
     gateway_status=0,
     errors=[],
+    rpc=_RPC,
 )
 
 
@@ -58,4 +74,32 @@ def test_connections_cut_with_their_instance_break_no_promise() -> None:
 def test_each_broken_promise_is_named(changes: dict[str, int], promise: str) -> None:
     """One figure out of order breaks its own promise and no other."""
     [broken] = _broken(replace(_GOOD, **changes))  # type: ignore[arg-type]  # all of them are numbers
+    assert broken.startswith(promise)
+
+
+@pytest.mark.parametrize("failed", [0, 23])
+def test_requests_that_were_saved_break_no_promise(failed: int) -> None:
+    """Those that were never sent to the dead instance are answered by another."""
+    assert _broken(replace(_GOOD, rpc=replace(_RPC, failed=failed))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "promise"),
+    [
+        (
+            {"connections_per_endpoint": {f"127.0.0.1:4001{number}": 3 for number in range(4)}},
+            "1,000 clients",
+        ),
+        ({"connections_per_endpoint": {"127.0.0.1:40010": 2}}, "1,000 clients"),
+        ({"connections_per_endpoint": {}}, "1,000 clients"),
+        ({"missing": 1}, "every request"),
+        ({"wrong": 1}, "every request"),
+        ({"failed": 25}, "only what a dead"),
+        ({"failed_elsewhere": 1}, "only what a dead"),
+        ({"connections_lost": 1}, "no rpc client"),
+    ],
+)
+def test_each_broken_promise_of_rpc_is_named(changes: dict[str, Any], promise: str) -> None:
+    """So it is for the rpc clients; an instance that did not say what it sees counts as broken, too."""
+    [broken] = _broken(replace(_GOOD, rpc=replace(_RPC, **changes)))
     assert broken.startswith(promise)
