@@ -5,10 +5,10 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import structlog
 
@@ -24,6 +24,9 @@ from tcpgw.balancing.round_robin import RoundRobin
 from tcpgw.balancing.sampling import Random
 from tcpgw.balancing.split import Split
 from tcpgw.config import schema
+from tcpgw.config.codec import Frame
+from tcpgw.config.listener import Method
+from tcpgw.config.values import parse_path
 from tcpgw.discovery.dns import DnsSource
 from tcpgw.discovery.file import FileSource
 from tcpgw.discovery.modelarts import Account, ModelArtsSource
@@ -33,9 +36,21 @@ from tcpgw.discovery.store import Store
 from tcpgw.discovery.watch import Watcher
 from tcpgw.endpoints import Endpoint
 from tcpgw.pool import Pool
+from tcpgw.relay.framed import FramedPlane
 from tcpgw.relay.listener import Listener
+from tcpgw.relay.rpc.memory import Memory
+from tcpgw.relay.rpc.plane import RpcPlane
+from tcpgw.relay.rpc.routing import Key, Routing, Rule, Rules
+from tcpgw.relay.rpc.service import Protocol, RpcService
+from tcpgw.relay.session import Address, Plane
 from tcpgw.relay.sockets import bind_socket
-from tcpgw.relay.upstream import Address, Hash, Upstream
+from tcpgw.relay.stream_plane import Choose, StreamPlane
+from tcpgw.relay.upstream import Hash, Upstream
+from tcpgw.wire.codec import Codec
+from tcpgw.wire.frames import PRESETS, FrameSplitter, LengthField, Splitter
+from tcpgw.wire.msgpack_rpc import MsgpackRpc
+from tcpgw.wire.msgpack_scan import MsgpackSplitter
+from tcpgw.wire.thrift import Thrift
 
 log = structlog.get_logger()
 
@@ -53,6 +68,9 @@ class Gateway:
         self.listeners: dict[str, Listener] = {}
         self.pools = {service.name: _make_pool(service) for service in config.service}
         self._config = config
+        self._services = {service.name: service for service in config.service}
+        self._rpc: dict[tuple[str, str], RpcService] = {}
+        self._memory = Memory(config.gateway.rpc_memory)
         self._stack = AsyncExitStack()
         self._watchers: dict[str, Watcher] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -79,7 +97,7 @@ class Gateway:
     async def drain(self, seconds: float) -> None:
         """Refuse new clients and let the connections finish, for at most `seconds`."""
         for listener in self.listeners.values():
-            listener.stop_accepting()
+            listener.drain()
         try:
             async with asyncio.timeout(seconds):
                 for listener in self.listeners.values():
@@ -102,6 +120,12 @@ class Gateway:
             self._tasks.append(asyncio.create_task(watcher.run(), name=f"discovery of {name}"))
         for service in config.service:
             await self._first_snapshot(service, began + service.wait)
+        for rpc in self._rpc.values():
+            self._tasks.append(asyncio.create_task(rpc.run(), name=f"channels of {rpc.name}"))
+        for rpc in self._rpc.values():
+            with suppress(TimeoutError):  # then it goes on trying while clients come
+                async with asyncio.timeout(2 * rpc.connect_timeout):
+                    await rpc.connected()
         for listener in self.listeners.values():
             listener.start()
 
@@ -109,13 +133,88 @@ class Gateway:
         listener = self.listeners[settings.name] = Listener(
             settings,
             bind_socket(settings.bind, settings.keepalive),
-            self._route(settings),
+            self._make_plane(settings),
             log_connections=self._config.gateway.log.connections,
         )
         self._stack.push_async_callback(listener.close)
 
-    def _route(self, listener: schema.Listener) -> Callable[[Address | None], Upstream]:
-        services = {service.name: service for service in self._config.service}
+    def _make_plane(self, settings: schema.Listener) -> Plane:
+        if settings.by_request:
+            return self._make_rpc_plane(settings)
+        if settings.mode == "tcp":
+            return StreamPlane(settings, self._route(settings))
+        in_order = settings.codec.name == "fifo"
+        return FramedPlane(settings, self._route(settings), _make_splitter(settings), in_order=in_order)
+
+    def _make_rpc_plane(self, settings: schema.Listener) -> RpcPlane:
+        codec = settings.codec.name
+        bare = MsgpackRpc(framed=False) if codec != "thrift-framed" else None
+        weights = {route.service: route.weight for route in settings.route if route.weight}
+        rules = self._make_rules(settings)
+        named = {rule.service for rule in rules.all if rule.service is not None}
+        routed = {name: self._rpc_service(name, settings) for name in weights}
+        keys = {
+            service: _make_key(self._services[service.name].balance.key, settings.name, hashing.SEED)
+            for service in {*routed.values(), *named}
+        }
+        for service in keys:
+            service.expect(rules.all, own_deadlines=settings.deadline is not None)
+        first = next(iter(routed.values()))
+        split = Split(weights)
+        routing = Routing(
+            rules,
+            (lambda position: routed[split.choose(position)]) if len(routed) > 1 else (lambda _: first),
+            _make_key(self._services[first.name].balance.key, settings.name, hashing.SPLIT_SEED),
+            keys,
+            deadline=settings.deadline,
+        )
+        return RpcPlane(
+            settings,
+            routing,
+            self._memory,
+            _client_codec(codec),
+            bare,
+            rewrites=codec == "msgpack-rpc-stream",
+            bulk=first.settings.bulk,
+        )
+
+    def _make_rules(self, settings: schema.Listener) -> Rules:
+        def rule(name: str, method: Method | Literal["deny"]) -> Rule:
+            if method == "deny":
+                return Rule(name, timeout=settings.request_timeout, denied=True)
+            return Rule(
+                name,
+                timeout=method.timeout or settings.request_timeout,
+                service=self._rpc_service(method.service, settings) if method.service else None,
+                idempotent=method.idempotent,
+                hedge=method.hedge,
+                priority=_PRIORITIES[method.priority],
+                limit=method.max_inflight,
+            )
+
+        default = Rule("", timeout=settings.request_timeout)
+        return Rules(default, {name: rule(name, method) for name, method in settings.methods.items()})
+
+    def _rpc_service(self, name: str, listener: schema.Listener) -> RpcService:
+        """One for each service and codec, so that listeners share its connections."""
+        codec = listener.codec.name
+        if (name, codec) not in self._rpc:
+            settings = self._services[name]
+            longest = max(one.max_frame for one in self._config.listener if one.by_request)
+            instance = MsgpackRpc(framed=False) if codec == "msgpack-rpc-stream" else _client_codec(codec)
+            self._rpc[name, codec] = RpcService(
+                self.pools[name],
+                Protocol(_client_codec(codec), instance, codec != "msgpack-rpc-stream", longest),
+                settings.rpc,
+                self._memory,
+                connect_timeout=settings.connect.timeout,
+                tries=settings.connect.candidates,
+                observes=settings.balance.policy == "peak_ewma",
+            )
+        return self._rpc[name, codec]
+
+    def _route(self, listener: schema.Listener) -> Choose:
+        services = self._services
         weights = {route.service: route.weight for route in listener.route if route.weight}
         upstreams = {
             name: Upstream(
@@ -161,6 +260,35 @@ class Gateway:
 
 
 # ---- the concrete classes behind the configuration's words ----
+
+_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+
+
+def _client_codec(codec: str) -> Codec:
+    """What reads and makes a client's frames; a MessagePack-RPC client may also speak without lengths."""
+    return Thrift() if codec == "thrift-framed" else MsgpackRpc(framed=True)
+
+
+def _make_key(key: str, listener: str, seed: int) -> Key:
+    """What a service's `balance.key` means for the requests of an rpc listener's clients."""
+
+    def of_bytes(data: bytes) -> int:
+        return hashing.other(data, seed)
+
+    if key == "method":
+        return Key(make_hash("source_ip", listener, seed), of_bytes, by_method=True)
+    if key in {"source_ip", "source_ip_port", "listener"}:
+        return Key(make_hash(key, listener, seed), of_bytes)
+    return Key(make_hash("source_ip", listener, seed), of_bytes, field=parse_path(key))
+
+
+def _make_splitter(listener: schema.Listener) -> Callable[[], Splitter]:
+    """What finds the ends of an opaque or fifo listener's frames, one for each direction of a connection."""
+    frame = listener.codec.frame
+    if frame == "msgpack":
+        return partial(MsgpackSplitter, listener.max_frame)
+    field = LengthField(**frame.model_dump()) if isinstance(frame, Frame) else PRESETS[frame or "u32be"]
+    return partial(FrameSplitter, field, listener.max_frame)
 
 
 def make_sources(config: schema.Config, services: Iterable[schema.Service]) -> dict[str, Source]:

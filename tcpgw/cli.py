@@ -21,6 +21,8 @@ from tcpgw import __version__
 from tcpgw.app import Gateway, describe, make_hash, make_policy, make_sources
 from tcpgw.balancing import hashing
 from tcpgw.balancing.loads import Loads
+from tcpgw.bench.command import bench
+from tcpgw.call import CONTEXT, call
 from tcpgw.config import load as configuration
 from tcpgw.config import schema
 from tcpgw.discovery.source import Source
@@ -162,10 +164,16 @@ def check(config: ConfigFile) -> None:
             route.service if len(listener.route) == 1 else f"{route.service} {route.weight / total:.1%}"
             for route in listener.route
         )
-        listeners.add_row(listener.name, str(listener.bind), "stream", shares, str(listener.max_connections))
+        listeners.add_row(
+            listener.name, str(listener.bind), _plane(listener), shares, str(listener.max_connections)
+        )
     out.print(services, listeners)
     wanted = needed_files(sum(listener.max_connections for listener in loaded.listener))
     out.print(f"{config}: valid; needs up to {wanted} open files (LimitNOFILE=, ulimit -n)", soft_wrap=True)
+
+
+def _plane(listener: schema.Listener) -> str:
+    return f"rpc, {listener.codec}" if listener.mode == "rpc" else "stream"
 
 
 def _balance(balance: schema.Balance) -> str:
@@ -235,7 +243,12 @@ def _ask(config: schema.Config, services: list[schema.Service]) -> dict[str, Sna
 @app.command()
 def explain(
     config: ConfigFile,
-    key: Annotated[str, typer.Argument(help="As balance.key says: 10.0.0.7, 10.0.0.7:40000 or a listener.")],
+    key: Annotated[
+        str,
+        typer.Argument(
+            help="As balance.key says: 10.0.0.7, 10.0.0.7:40000, a listener, method or field value."
+        ),
+    ],
     service: Annotated[str, typer.Option("--service", metavar="NAME", help="The service.")],
 ) -> None:
     """Print the candidates for a key, in order, and why."""
@@ -253,7 +266,7 @@ def explain(
         raise typer.Exit(1)
     policy = make_policy(balance, answer.weights, Loads(time.monotonic))
     out.print(f"service {service}: {_balance(balance)}", soft_wrap=True)
-    hashed = "xxhash64" if balance.key == "listener" else "jhash"
+    hashed = "jhash" if balance.key in {"source_ip", "source_ip_port"} else "xxhash64"
     out.print(f"key {key}: {hashed} {position:#010x} (seed {hashing.SEED:#x})", soft_wrap=True)
     out.print(policy.explain(position), soft_wrap=True)
     table = _table("candidate", "endpoint", "weight")
@@ -270,8 +283,8 @@ def _position(key: str, text: str) -> int:
         case "source_ip_port":
             host, port = Endpoint.parse(text)
             client = (host, port)
-        case _:
-            return make_hash(key, text, hashing.SEED)(None)
+        case _:  # a listener's name, a method's, or a field's value
+            return hashing.other(text.encode(), hashing.SEED)
     return make_hash(key, "", hashing.SEED)(client)
 
 
@@ -283,7 +296,7 @@ def schema_() -> None:
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(min=1, help="Length; the steps need about 6 s.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="Length; the steps need about 8 s.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Start everything and wait for Ctrl-C.")] = False,
 ) -> None:
@@ -293,6 +306,10 @@ def demo(
     from tcpgw.demo.view import run_demo  # noqa: PLC0415 - the emulated cloud is no part of a gateway
 
     raise typer.Exit(run_demo(seconds, as_json=as_json, serve=serve))
+
+
+app.command(context_settings=CONTEXT)(call)
+app.command()(bench)
 
 
 def _load(path: Path) -> schema.Config:

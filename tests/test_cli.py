@@ -61,7 +61,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     code, out, _ = tcpgw("--help")
     assert code == 0
     assert "0 well, 1 failed while running, 2 bad usage or configuration" in out
-    for command in ("run", "check", "endpoints", "explain", "schema", "demo"):
+    for command in ("run", "check", "endpoints", "explain", "schema", "demo", "call", "bench"):
         assert re.search(rf"^\W+{command} ", out, re.MULTILINE)
         assert tcpgw(command, "--help").code == 0
 
@@ -137,6 +137,15 @@ def test_check_prints_shares(tmp_path: Path) -> None:
     code, out, _ = tcpgw("check", "-c", write(tmp_path, text))
     assert code == 0
     assert "s 75.0%, fixed 25.0%" in " ".join(re.sub("[│┃]", " ", out).split())
+
+
+def test_check_prints_the_codec(tmp_path: Path) -> None:
+    """Of an rpc listener, its plane and what it speaks."""
+    frames = 'mode = "rpc"\ncodec = { name = "fifo", frame = "u32be" }\n'
+    for text, shown in [('mode = "rpc"\n', "rpc, msgpack-rpc"), (frames, "rpc, fifo u32be")]:
+        code, out, _ = tcpgw("check", "-c", write(tmp_path, STATIC + text))
+        assert code == 0
+        assert re.search(rf"│ l +│ 127\.0\.0\.1:9000 │ {shown} +│ s +│ 10000 ", out)
 
 
 def test_check_takes_every_valid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
