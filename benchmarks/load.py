@@ -1,15 +1,14 @@
-"""The workloads: what redis-benchmark and iperf3 are asked, and how their answers are read."""
+"""The workloads of stream.py: what redis-benchmark and iperf3 are asked, and how their answers are read."""
 
 import csv
 import json
 import math
-import subprocess
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from peers import Address
-from processes import BenchmarkError, pinned
+from processes import BenchmarkError, call, pinned
 
 GIB = 2**30
 # iperf3 serves one test at a time and is free again a moment after its client's end; or it is still starting.
@@ -73,17 +72,6 @@ def run_iperf3(address: Address, *, seconds: int, core: int | None) -> Load:
             break
         time.sleep(0.1)
     return read_iperf3(answer)
-
-
-def call(command: list[str], *, timeout: float) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"{' '.join(command)} did not end within {timeout:.0f} s") from error
-    # iperf3 -J reports its errors in its JSON, whatever its exit code.
-    if done.returncode and not done.stdout.startswith("{"):
-        raise BenchmarkError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def read_redis_benchmark(text: str, requests: int) -> Load:

@@ -28,11 +28,15 @@ class Address(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What a proxy accepts on, and the instance that it relays to."""
+    """What a proxy accepts on, and the instance that it relays to.
+
+    `codec`, in tcpgw's name for it, is what a proxy that knows it should look at; "" stands for bytes.
+    """
 
     name: str
     listener: Address
     instance: Address
+    codec: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def haproxy(plan: Plan) -> str:
     )
     listeners = "".join(
         f"\nlisten {name}\n    bind {listener}\n    server instance {instance}\n"
-        for name, listener, instance in plan.forwards
+        for name, listener, instance, _ in plan.forwards
     )
     return f"""global
     nbthread 1
@@ -95,7 +99,7 @@ def nginx(plan: Plan) -> str:
     log = f"{plan.log} connection" if plan.log_connections else "off"
     servers = "".join(
         f"    server {{ listen {listener}; proxy_pass {instance}; }}\n"
-        for _, listener, instance in plan.forwards
+        for _, listener, instance, _ in plan.forwards
     )
     return f"""load_module {NGINX_STREAM};
 worker_processes 1;
@@ -130,6 +134,18 @@ def envoy_address(address: Address) -> dict[str, Any]:
 
 
 def envoy_listener(forward: Forward, plan: Plan) -> dict[str, Any]:
+    if forward.codec == "thrift-framed":
+        name, proxy = "envoy.filters.network.thrift_proxy", envoy_thrift_proxy(forward)
+    else:
+        name, proxy = "envoy.filters.network.tcp_proxy", envoy_tcp_proxy(forward, plan)
+    return {
+        "name": forward.name,
+        "address": envoy_address(forward.listener),
+        "filter_chains": [{"filters": [{"name": name, "typed_config": proxy}]}],
+    }
+
+
+def envoy_tcp_proxy(forward: Forward, plan: Plan) -> dict[str, Any]:
     file_log = {
         "name": "envoy.access_loggers.file",
         "typed_config": {
@@ -143,17 +159,24 @@ def envoy_listener(forward: Forward, plan: Plan) -> dict[str, Any]:
             },
         },
     }
-    proxy = {
+    return {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         "stat_prefix": forward.name,
         "cluster": forward.name,
         "idle_timeout": "3600s",
         "access_log": [file_log] if plan.log_connections else [],
     }
+
+
+def envoy_thrift_proxy(forward: Forward) -> dict[str, Any]:
+    """No access log: this filter's has a line for each request, which nobody else writes."""
+    route = {"match": {"method_name": ""}, "route": {"cluster": forward.name}}  # "": every method
     return {
-        "name": forward.name,
-        "address": envoy_address(forward.listener),
-        "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}],
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.thrift_proxy.v3.ThriftProxy",
+        "stat_prefix": forward.name,
+        "transport": "FRAMED",
+        "protocol": "BINARY",
+        "route_config": {"name": forward.name, "routes": [route]},
     }
 
 
@@ -173,18 +196,23 @@ def envoy_cluster(forward: Forward) -> dict[str, Any]:
 def tcpgw(plan: Plan) -> str:
     """Write the smallest useful file of DESIGN.md, once per listener: what an operator would start with."""
     log = "" if plan.log_connections else "[gateway.log]\nconnections = false\n\n"
-    return log + "\n".join(
-        f"""[[service]]
+    return log + "\n".join(map(tcpgw_tables, plan.forwards))
+
+
+def tcpgw_tables(forward: Forward) -> str:
+    """Raise the limit of requests in flight, 1,024 by default, where Envoy's circuit breaker is off."""
+    name, listener, instance, codec = forward
+    rpc = "rpc = { max_inflight = 16384 }\n" if codec else ""
+    mode = f'mode = "rpc"\ncodec = "{codec}"\n' if codec else ""
+    return f"""[[service]]
 name = "{name}"
 discovery = {{ type = "static", endpoints = ["{instance}"] }}
-
+{rpc}
 [[listener]]
 name = "{name}"
 bind = "{listener}"
-route = "{name}"
+{mode}route = "{name}"
 """
-        for name, listener, instance in plan.forwards
-    )
 
 
 def tcpgw_version(program: str) -> str:

@@ -83,6 +83,10 @@ class Child:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def pids(self) -> list[int]:
+        """Return the process and all its living descendants."""
+        return family(self.process.pid)
+
     def cpu_seconds(self) -> float:
         """User and system time of the process, its threads and its children, living or waited for.
 
@@ -91,7 +95,7 @@ class Child:
         """
         if self.process.poll() is not None:
             raise BenchmarkError(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
-        fields = filter(None, (stat_fields(pid) for pid in family(self.process.pid)))
+        fields = filter(None, (stat_fields(pid) for pid in self.pids()))
         return sum(int(ticks) for each in fields for ticks in each[11:15]) / TICKS_PER_SECOND
 
     def pin(self, core: int | None) -> None:
@@ -138,6 +142,18 @@ def start(name: str, command: list[str], *, log: Path, core: int | None, cwd: Pa
             start_new_session=True,  # Ctrl-C reaches only the benchmark, which then ends the rest in order
         )
     return Child(name, process, log)
+
+
+def call(command: list[str], *, timeout: float) -> str:
+    """Run a command to its end and return what it printed. Raises BenchmarkError when it fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BenchmarkError(f"{' '.join(command)} did not end within {timeout:.0f} s") from error
+    # iperf3 -J reports its errors in its JSON, whatever its exit code.
+    if done.returncode and not done.stdout.startswith("{"):
+        raise BenchmarkError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def first_line(command: list[str]) -> str:

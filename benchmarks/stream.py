@@ -5,21 +5,18 @@ python benchmarks/stream.py --quick    does everything still work?
 """
 
 import argparse
-import json
-import os
-import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import script
 from load import WORKLOADS, Load, Workload, run
 from peers import PEERS
 from processes import BenchmarkError, find
 from report import Results, Sample, summary, table, verdicts
-from testbed import Cores, Running, Target, Testbed
+from stream_testbed import Running, StreamTestbed, Target
 
 # Enough to open every connection and to learn the rate; what is cold at first (caches, lazy imports, tables
 # that grow) belongs to no round.
@@ -31,76 +28,33 @@ SETTLE = 0.1
 def main() -> int:
     """Exit with 0; 1 where a process failed or, with --verify, an aim was missed; 2 for bad usage."""
     args = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways of being ended clean up alike
-    try:
-        with tempfile.TemporaryDirectory(prefix="tcpgw-stream-") as folder:
-            peers = [peer for peer in PEERS if peer.name in args.peers]
-            bed = Testbed.prepare(peers, Path(folder), cores=args.cores, log_connections=not args.no_log)
-            if args.show_config:
-                print(bed.configurations())
-                return 0
-            return measure_and_report(bed, args)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+
+    def work(folder: Path) -> int:
+        peers = [peer for peer in PEERS if peer.name in args.peers]
+        bed = StreamTestbed.prepare(peers, folder, cores=args.cores, log_connections=not args.no_log)
+        if args.show_config:
+            print(bed.configurations())
+            return 0
+        return measure_and_report(bed, args)
+
+    return script.run(work)
 
 
 def arguments() -> argparse.Namespace:
-    peers = [peer.name for peer in PEERS]
     workloads = [workload.name for workload in WORKLOADS]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add = parser.add_argument
-    add("--rounds", type=int, default=5, help="each round runs every path once per workload (5)")
-    add("--seconds", type=float, default=2.5, help="length of one run; iperf3 takes whole seconds (2.5)")
-    add("--quick", action="store_true", help="one round of half-second runs: a smoke test, not figures")
-    add("--peers", type=among(peers), default=peers, help=f"proxies beside direct ({','.join(peers)})")
-    add("--workloads", type=among(workloads), default=workloads, help=f"({','.join(workloads)})")
-    add("--cores", type=cores, default="0,1", metavar="LOAD,PROXY", help="cores to pin to, or none (0,1)")
-    add("--no-log", action="store_true", help="turn every proxy's access log off")
-    add("--show-config", action="store_true", help="print every proxy's configuration and stop")
-    add("--json", type=Path, metavar="FILE", help="write samples and summary to a file as well")
-    add("--verify", action="store_true", help="exit with 1 where tcpgw misses an aim")
-    args = parser.parse_args()
-    if args.quick:
-        args.rounds, args.seconds = 1, 0.5
-    if args.rounds < 1 or args.seconds <= 0:
-        parser.error("--rounds and --seconds must be positive")
-    return args
+    # iperf3 runs for whole seconds.
+    parser = script.parser(__doc__ or "", PEERS, rounds=5, seconds=2.5, quick=0.5)
+    parser.add_argument(
+        "--workloads", type=script.among(workloads), default=workloads, help=f"({','.join(workloads)})"
+    )
+    return script.read(parser)
 
 
-def among(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """Make a reader of comma-separated names, which raises ArgumentTypeError for an unknown one."""
-
-    def read(text: str) -> list[str]:
-        chosen = text.split(",")
-        if unknown := [name for name in chosen if name not in known]:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose among {', '.join(known)}")
-        return chosen
-
-    return read
-
-
-def cores(text: str) -> Cores:
-    """Read `0,1` or `none`. Raises ArgumentTypeError where this process may not use such a core."""
-    if text == "none":
-        return Cores(None, None)
-    usable = sorted(os.sched_getaffinity(0))
-    load, _, proxy = text.partition(",")
-    if not {load, proxy} <= set(map(str, usable)):
-        raise argparse.ArgumentTypeError(f"{text!r}: give LOAD,PROXY, each one of {usable}, or none")
-    return Cores(int(load), int(proxy))
-
-
-def measure_and_report(bed: Testbed, args: argparse.Namespace) -> int:
+def measure_and_report(bed: StreamTestbed, args: argparse.Namespace) -> int:
     workloads = [workload for workload in WORKLOADS if workload.name in args.workloads]
-    left_out = list(bed.left_out)
     if find("iperf3") is None:
         workloads = [workload for workload in workloads if not workload.bulk]
-        left_out.append("bulk: iperf3 not found (Debian package iperf3)")
-    facts = bed.environment()
-    facts["left out"] = "; ".join(left_out) or "nothing"
+    facts = bed.facts()
     with ExitStack() as ending:
         running = bed.start(ending, bulk=any(workload.bulk for workload in workloads))
         samples = list(measure(bed, running, workloads, args.rounds, args.seconds))
@@ -109,25 +63,19 @@ def measure_and_report(bed: Testbed, args: argparse.Namespace) -> int:
     results = Results(samples)
     records = summary(results, workloads, [target.name for target in running.targets])
     aims, met = verdicts(results)
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
-    print(*(f"\n{table(workload, records)}" for workload in workloads), sep="\n")
-    print("\naims", *aims, sep="\n  ")
-    if args.json:
-        raw = [sample._asdict() for sample in samples]
-        args.json.write_text(
-            json.dumps({"facts": facts, "summary": records, "samples": raw}, indent=1) + "\n"
-        )
+    tables = [table(workload, records) for workload in workloads]
+    script.publish(facts, tables, aims, records=records, samples=samples, file=args.json)
     return 1 if args.verify and not met else 0
 
 
 def measure(
-    bed: Testbed, running: Running, workloads: Sequence[Workload], rounds: int, seconds: float
+    bed: StreamTestbed, running: Running, workloads: Sequence[Workload], rounds: int, seconds: float
 ) -> Iterator[Sample]:
     """Warm up, which also sizes the runs; then each round runs every path, in rotated order, per workload."""
     requests = {}
     print("warming up", file=sys.stderr)
     for workload in workloads:
-        core = bed.place(workload, running.redis)
+        core = bed.place(running.redis, lone=workload.lone)
         for target in running.targets:
             load = run_once(target, workload, requests=WARM_UP_REQUESTS, seconds=min(1, seconds), core=core)
             # Equal time for each path is a better sample of it than equal work.
@@ -135,7 +83,7 @@ def measure(
     for number in range(rounds):
         turn = number % len(running.targets)
         for workload in workloads:
-            core = bed.place(workload, running.redis)
+            core = bed.place(running.redis, lone=workload.lone)
             for target in [*running.targets[turn:], *running.targets[:turn]]:
                 before = target.cpu_seconds()
                 load = run_once(
