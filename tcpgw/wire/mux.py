@@ -1,22 +1,36 @@
 """One connection to an instance that many clients share: who asked what, and which answer is whose.
 
 A request is *pending* from its entering (`enter`, `pass_run`) until exactly one of: its answer came
-(`receive`), its deadline passed (`expire`), it was withdrawn (`withdraw`), or the connection was lost
-(`lose`). From then on its number is unknown, and an answer that still comes under it is dropped and counted.
-A number is used again after two thousand million others.
+(`receive`), its answer began to come and was not kept (`failed`), its deadline passed (`expire`), it was
+withdrawn (`withdraw`), or the connection was lost (`lose`). From then on its number is unknown, and an answer
+that still comes under it is dropped and counted. A number is used again after two thousand million others.
+
+A large answer is collected only while the account has room for it. What is not kept is skipped, and the
+answers before and behind it pass: they are other clients'.
 
 Invariants: a request is pending in one Mux under one number; pending requests stand in the order of their
 entering; `parts` holds, in order, the bytes that the connection was not given yet, and so all of the requests
-numbered from `_unsent` on.
+numbered from `_unsent` on; `_reserved` is what the account holds for the answer that is being collected.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tcpgw.errors import Code, ProtocolError
-from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler
-from tcpgw.wire.codec import FIRST_NUMBER, LAST_NUMBER, Batch, Codec, Entry, Kind, Message, Piece, Run
+from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler, Verdict, too_large
+from tcpgw.wire.codec import (
+    FIRST_NUMBER,
+    LARGE,
+    LAST_NUMBER,
+    Batch,
+    Codec,
+    Entry,
+    Kind,
+    Message,
+    Piece,
+    Run,
+)
 from tcpgw.wire.frames import PRESETS, FrameSplitter
 from tcpgw.wire.msgpack_scan import MsgpackSplitter
 
@@ -24,6 +38,20 @@ from tcpgw.wire.msgpack_scan import MsgpackSplitter
 _RESERVE = 1 << 24
 # What was let in needs no second look at its size.
 _NO_LIMIT = 1 << 62
+
+
+# Bytes above which what looks like a length is none: text, such as an HTTP answer, reads as 512 MiB or more.
+_MOST_SKIPPED = 1 << 28
+
+
+class Account(Protocol):
+    """How many bytes of large answers may be held at a time, for all connections together."""
+
+    def take(self, size: int) -> bool:
+        """Reserve, if there is room. Each success is followed by `give` of as much."""
+
+    def give(self, size: int) -> None:
+        """Free what was reserved."""
 
 
 class Unsent(NamedTuple):
@@ -37,20 +65,26 @@ class Unsent(NamedTuple):
 class Mux:
     """`codec` is what the instance speaks. Answers are made by `answers`, the framed form of the same.
 
-    After `receive`, `large` has the answers that came in pieces, all of them views: the owner takes them and
-    clears it. `broken` says how the instance broke the protocol, if it did: nothing more is read of it.
+    After `receive`, which may have raised, the owner takes and clears `large` and `failed`. `large` has the
+    answers that came in pieces, all of them views, each with what is reserved for it in the account, for the
+    owner to give back. `failed` has the requests whose answers were not kept: batch, token, and why, for
+    their clients. `broken` says how the instance broke the protocol, if it did: nothing more is read of it.
     """
 
     __slots__ = (
-        "_answers", "_assembler", "_codec", "_framed", "_runs", "_unsent",
-        "broken", "dropped", "full", "large", "next", "parts", "pending", "refused", "told",
+        "_account", "_answers", "_assembler", "_codec", "_collected", "_framed", "_max", "_reserved",
+        "_runs", "_unsent", "broken", "dropped", "failed", "full", "large", "next", "parts", "pending",
+        "refused", "told",
     )  # fmt: skip
 
-    def __init__(self, codec: Codec, answers: Codec, max_frame: int, *, framed: bool = True) -> None:
+    def __init__(
+        self, codec: Codec, answers: Codec, max_frame: int, account: Account, *, framed: bool = True
+    ) -> None:
         self.full = False  # an instance is always read: it must not wait for one slow client
         self.pending: dict[int, Entry] = {}
         self.parts: list[Piece] = []
-        self.large: list[Run] = []
+        self.large: list[tuple[Batch, list[Piece], int]] = []
+        self.failed: list[tuple[Batch, bytes, Code, str]] = []
         self.next = self._unsent = FIRST_NUMBER
         self.dropped = 0  # answers to nobody: late, withdrawn or never asked for
         self.refused = 0  # requests by the instance, which has nobody to ask here
@@ -59,20 +93,23 @@ class Mux:
         self._codec = codec
         self._answers = answers
         self._framed = framed
+        self._max = max_frame
+        self._account = account
+        self._collected = 0  # the number of the answer that is being collected
+        self._reserved = 0
         self._runs: list[Run] = []
-        self._assembler = (
-            FrameAssembler(self, max_frame)
-            if framed
-            else ObjectAssembler(self, max_frame, MsgpackSplitter(max_frame))
-        )
+        self._assembler = FrameAssembler(self, max_frame) if framed else ObjectAssembler(self, max_frame)
 
     # ---- to the instance ----
 
-    def pass_run(self, data: bytes, pos: int, limit: int, batch: Batch) -> tuple[int, int]:
-        """Enter the ordinary requests from `pos` on, at most `limit`: where they end, and how many."""
+    def pass_run(self, data: bytes, pos: int, limit: int, batch: Batch, name: bytes = b"") -> tuple[int, int]:
+        """Enter the ordinary requests from `pos` on, at most `limit`: where they end, and how many.
+
+        With a `name`, as `Codec.name_at` tells it, up to the first of another.
+        """
         first = self.next
         pos, self.next = self._codec.take_requests(
-            data, pos, self.pending, self.parts.append, range(first, first + limit), batch
+            data, pos, self.pending, self.parts.append, range(first, first + limit), batch, name
         )
         return pos, self.next - first
 
@@ -103,8 +140,8 @@ class Mux:
     def receive(self, data: bytes) -> list[Run]:
         """Take what the instance sent; returns the answers to give. Raises ProtocolError: then `lose`.
 
-        Where answers came whole in front of what breaks the protocol, they are returned, because they are
-        pending no more; the next call raises. An owner that looks at `broken` need not wait for it.
+        Where answers came whole in front of what breaks the protocol, or failed, they are returned, because
+        they are pending no more; the next call raises. An owner that looks at `broken` need not wait for it.
         """
         if self.broken is not None:
             raise self.broken
@@ -112,7 +149,7 @@ class Mux:
             self._assembler.feed(data)
         except ProtocolError as error:
             self.broken = error
-            if not self._runs and not self.large:
+            if not self._runs and not self.large and not self.failed:
                 raise
         runs = self._runs
         if runs:
@@ -131,7 +168,11 @@ class Mux:
         message = self._codec.read(data, pos, end)
         if message.kind == Kind.ANSWER:
             self._answer(message, data, end, tail)
-        elif message.kind == Kind.REQUEST:
+        else:
+            self._unasked(message)
+
+    def _unasked(self, message: Message) -> None:
+        if message.kind == Kind.REQUEST:
             # An instance that must call its clients needs a connection for each: codec "opaque".
             self.refused += 1
             self.parts.append(
@@ -144,6 +185,7 @@ class Mux:
         entry = self.pending.get(message.number)
         if entry is None:
             self.dropped += 1
+            self._release()
             return
         batch, token = entry
         body = end - message.rest + sum(map(len, tail))
@@ -151,18 +193,58 @@ class Mux:
         del self.pending[message.number]
         if tail:
             head = memoryview(data)[message.rest : end]
-            self.large.append((batch, [prefix, head, *(memoryview(piece) for piece in tail)]))
+            parts: list[Piece] = [prefix, head, *(memoryview(piece) for piece in tail)]
+            self.large.append((batch, parts, self._reserved))
+            self._reserved = 0
         else:
             self._runs.append((batch, [prefix, b"", data[message.rest : end]]))
 
-    def admit(self, size: int) -> bool:  # noqa: ARG002
-        """As `Sink.admit`: one at a time for each connection, of at most max_frame bytes."""
+    def admit(self, data: bytes, pos: int, total: int) -> Verdict:
+        """As `Sink.admit`: what somebody waits for, if the account has room. Never waits itself."""
+        message = self._codec.read(data, pos, len(data))
+        if message.number in self.pending and self._account.take(total - self._reserved):
+            self._reserved, self._collected = total, message.number
+            return Verdict.KEEP
+        self._release()
+        # Not OVERLOADED: that says that nothing was sent, and the instance has done its work.
+        why = f"there is no room in rpc_memory for {total} bytes of its answer"
+        self._fail(message, Code.UPSTREAM_LOST, why)
+        return Verdict.SKIP
+
+    def oversized(self, data: bytes, pos: int, size: int) -> bool:
+        """As `Sink.oversized`: skips what can be a message, for the sake of the others on this connection."""
+        if size > max(self._max, _MOST_SKIPPED):
+            raise too_large(size, self._max)
+        total = 4 + size if self._framed else size
+        if len(data) - pos < min(total, LARGE):
+            return False
+        self._release()
+        message = self._codec.read(data, pos, len(data))
+        least = "" if self._framed else " or more"
+        why = f"its answer has {size} bytes{least}, and max_frame allows less"
+        self._fail(message, Code.FRAME_TOO_LARGE, why)
         return True
+
+    def _fail(self, message: Message, code: Code, why: str) -> None:
+        """Deal with a message that is not kept."""
+        if message.kind != Kind.ANSWER:
+            self._unasked(message)
+        elif entry := self.pending.pop(message.number, None):
+            self.failed.append((*entry, code, why))
+        else:
+            self.dropped += 1
+
+    def _release(self) -> None:
+        """Nobody wants the answer that was being collected, if one was."""
+        reserved, self._reserved = self._reserved, 0
+        if reserved:
+            self._account.give(reserved)
 
     # ---- other ends ----
 
     def withdraw(self, number: int) -> bool:
         """Forget a request: its answer is not wanted any more. Returns whether it was pending."""
+        self._forget(number)
         return self.pending.pop(number, None) is not None
 
     def expire(self, before: float, is_over: Callable[[Batch], bool]) -> list[Entry]:
@@ -173,13 +255,24 @@ class Mux:
                 break  # in the order of their coming, so all others came later
             if is_over(batch):
                 over.append(number)
+        for number in over:
+            self._forget(number)
         return [self.pending.pop(number) for number in over]
+
+    def _forget(self, number: int) -> None:
+        """Skip the rest of an answer that nobody waits for any more, if it has begun to come."""
+        if self._reserved and number == self._collected:
+            self.dropped += 1
+            self._release()
+            self._assembler.skip()
 
     def lose(self) -> tuple[list[Entry], list[Unsent]]:
         """The connection is gone: empty the table. Returns what was sent, and what never was.
 
-        A request that nobody could make out counts as sent: it cannot be sent again. Never raises.
+        A request that nobody could make out counts as sent: it cannot be sent again. What is in `large` and
+        `failed` stays there. Never raises.
         """
+        self._release()
         unsent = list(self._cut_unsent())
         sent = list(self.pending.values())
         self.pending.clear()

@@ -22,6 +22,7 @@ from tests.support.msgpack_messages import (
     number_in,
     request,
 )
+from tests.support.muxing import Room
 
 FRAMED, BARE = MsgpackRpc(framed=True), MsgpackRpc(framed=False)
 MAX = 4 * LARGE
@@ -120,7 +121,8 @@ def test_assemblers(make: Callable[[Collector], Assembler], data: st.DataObject,
 @given(data=st.data(), flushed=st.booleans())
 def test_mux(framed: bool, data: st.DataObject, flushed: bool) -> None:
     """Whatever an instance sends, each request ends once: answered, or lost with the connection."""
-    mux = Mux(FRAMED if framed else BARE, FRAMED, MAX, framed=framed)
+    room = Room()
+    mux = Mux(FRAMED if framed else BARE, FRAMED, MAX, room, framed=framed)
     read = FRAMED.read(SEEDS[0].framed, 0, len(SEEDS[0].framed))
     for _ in range(ASKED):
         mux.enter(read, len(SEEDS[0].rest), [SEEDS[0].rest], ("", 0.0, None, None))
@@ -131,10 +133,15 @@ def test_mux(framed: bool, data: st.DataObject, flushed: bool) -> None:
     with contextlib.suppress(ProtocolError):
         for chunk in data.draw(chunked(stream)):
             answered += sum(len(parts) // 3 for _, parts in mux.receive(chunk)) + len(mux.large)
-            mux.large = []
-    assert mux.large == []
+            for *_, held in mux.large:
+                room.give(held)
+            answered += len(mux.failed)
+            mux.large, mux.failed = [], []
+    assert not mux.large
+    assert not mux.failed
     assert answered == ASKED - len(mux.pending)
     sent, unsent = mux.lose()
     assert answered + len(sent) + len(unsent) == ASKED
     assert not (unsent if flushed else sent)
     assert mux.pending == {}
+    assert room.held == 0

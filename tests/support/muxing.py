@@ -1,5 +1,6 @@
 """A Mux and its clients, as tests use them: what a session and a channel do, in a line each."""
 
+from tcpgw.errors import Code
 from tcpgw.wire.codec import LARGE, Batch
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 from tcpgw.wire.mux import Mux
@@ -9,8 +10,29 @@ FRAMED, BARE = MsgpackRpc(framed=True), MsgpackRpc(framed=False)
 MAX = 16 * LARGE
 
 
-def mux_of(*, framed: bool, max_frame: int = MAX) -> Mux:
-    return Mux(FRAMED if framed else BARE, FRAMED, max_frame, framed=framed)
+class Room:
+    """An account of so many bytes."""
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self.limit = limit
+        self.held = 0
+        self.asked: list[int] = []
+
+    def take(self, size: int) -> bool:
+        assert size > 0
+        self.asked.append(size)
+        if self.held + size > self.limit:
+            return False
+        self.held += size
+        return True
+
+    def give(self, size: int) -> None:
+        assert 0 < size <= self.held
+        self.held -= size
+
+
+def mux_of(*, framed: bool, max_frame: int = MAX, room: Room | None = None) -> Mux:
+    return Mux(FRAMED if framed else BARE, FRAMED, max_frame, room or Room(), framed=framed)
 
 
 def batch(name: str, came: float = 0.0) -> Batch:
@@ -35,7 +57,15 @@ def flushed(mux: Mux) -> bytes:
 
 
 def received(mux: Mux, data: bytes) -> list[tuple[Batch, bytes]]:
-    """The answers to give after `data`, one by one."""
+    """The answers to give after `data`, one by one. What was reserved for them is given back."""
     runs = mux.receive(data)
     large, mux.large = mux.large, []
-    return delivered(runs, large)
+    for _, _, held in large:
+        mux._account.give(held)
+    return delivered(runs, [(of, parts) for of, parts, _ in large])
+
+
+def failed(mux: Mux) -> list[tuple[Batch, bytes, Code, str]]:
+    """The requests whose answers were not kept."""
+    requests, mux.failed = mux.failed, []
+    return requests

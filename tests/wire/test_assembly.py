@@ -2,11 +2,10 @@
 
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from time import process_time
 
-import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,51 +14,22 @@ from tcpgw.errors import FrameTooLargeError, ProtocolError
 from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler
 from tcpgw.wire.codec import LARGE, Piece
 from tcpgw.wire.msgpack_scan import MAX_DEPTH, MsgpackSplitter
-from tests.support.assembling import SIZES, Assembler, Collector, body, chunked
-
-MAX = 16 * LARGE
-Make = Callable[[Collector, int], Assembler]
-
-
-def frames_of(sink: Collector, most: int = MAX) -> Assembler:
-    return FrameAssembler(sink, most)
-
-
-def objects_of(sink: Collector, most: int = MAX) -> Assembler:
-    return ObjectAssembler(sink, most, MsgpackSplitter(most))
-
-
-def framed(size: int, seed: int = 0) -> bytes:
-    return struct.pack(">I", size) + body(size, seed)
-
-
-def bare(size: int, seed: int = 0) -> bytes:
-    packed: bytes = msgpack.packb(body(size, seed))
-    return packed
-
-
-FORMS: dict[str, tuple[Make, Callable[[int, int], bytes]]] = {
-    "framed": (frames_of, framed),
-    "bare": (objects_of, bare),
-}
-forms = pytest.mark.parametrize("form", FORMS)
-
-
-def short(message: bytes) -> bool:
-    """What a codec would call ordinary, here: an even size, in one piece."""
-    return len(message) % 2 == 0
-
-
-@st.composite
-def streams(draw: st.DrawFn, write: Callable[[int, int], bytes]) -> tuple[list[bytes], list[bytes], int]:
-    """Messages, the chunks in which they come, and how many bytes of one more come behind the last."""
-    sizes = draw(st.lists(SIZES, max_size=6))
-    messages = [write(size, 1000 * place) for place, size in enumerate(sizes)]
-    rest = write(3 * LARGE, 7)[: draw(st.sampled_from([0, 0, 1, 4, LARGE + 9]))]
-    return messages, draw(chunked(b"".join([*messages, rest]))), len(rest)
-
-
-fills = st.lists(st.booleans(), max_size=20)
+from tests.support.assembling import (
+    FORMS,
+    MAX,
+    SIZES,
+    STEP,
+    Collector,
+    bare,
+    chunked,
+    fills,
+    forms,
+    framed,
+    frames_of,
+    objects_of,
+    short,
+    streams,
+)
 
 
 @forms
@@ -106,7 +76,7 @@ def test_a_frame_beyond_the_limit_is_refused_however_it_comes(
     """No split lets a longer frame through, what stands in front of it passes, and `held` begins with it."""
     messages = [framed(size) for size in data.draw(st.lists(st.integers(0, most), max_size=4))]
     stream = b"".join([*messages, framed(most + excess)])
-    sink = Collector(fills, ordinary=lambda _: True)
+    sink = Collector(fills, ordinary=lambda _: True, most=most)
     with pytest.raises(FrameTooLargeError, match=f"{most + excess} bytes; max_frame allows {most}"):
         sink.drive(frames_of(sink, most), data.draw(chunked(stream)))
     assert sink.messages == messages
@@ -150,7 +120,7 @@ def test_a_large_message_waits_until_it_is_admitted(form: str, refusals: int) ->
         assembler = make(sink, MAX)
         sink.drive(assembler, [stream[at : at + step] for at in range(0, len(stream), step)])
         assert sink.messages == [first, large, last]
-        assert sink.admitted == [len(large) if form == "framed" else MAX]
+        assert sink.admitted == [len(large) if form == "framed" else STEP]
 
 
 @forms
@@ -162,7 +132,20 @@ def test_each_large_message_is_admitted(form: str) -> None:
     pieces = [large[at : at + LARGE] for at in range(0, len(large), LARGE)]
     sink.drive(make(sink, MAX), [*pieces, write(3, 1), *pieces])
     assert sink.messages == [large, write(3, 1), large]
-    assert sink.admitted == ([len(large)] * 2 if form == "framed" else [MAX] * 2)
+    assert sink.admitted == ([len(large)] * 2 if form == "framed" else [STEP] * 2)
+
+
+def test_what_tells_no_length_is_admitted_in_steps() -> None:
+    """Where nothing can wait, it is asked for as it grows; with a limit from the start for all of that."""
+    write = FORMS["bare"][1]
+    large = write(12 * LARGE, 2)
+    pieces = [large[at : at + LARGE] for at in range(0, len(large), LARGE)]
+    sink = Collector()
+    sink.drive(ObjectAssembler(sink, MAX), pieces)
+    assert (sink.messages, sink.admitted) == ([large], [STEP, MAX])
+    sink = Collector()
+    sink.drive(ObjectAssembler(sink, MAX, MsgpackSplitter(MAX)), pieces)
+    assert (sink.messages, sink.admitted) == ([large], [MAX])
 
 
 @forms
@@ -250,8 +233,9 @@ def test_nesting_is_nobody_s_business_but_the_splitter_s(form: str) -> None:
             sink.drive(make(sink, MAX), [message[:100], message[100:]])
             assert sink.messages == [message]
         else:
+            assembler = ObjectAssembler(sink, MAX, MsgpackSplitter(MAX))
             with pytest.raises(ProtocolError, match=r"containers deep|bytes long"):
-                sink.drive(make(sink, MAX), [bomb[:100], bomb[100:]])
+                sink.drive(assembler, [bomb[:100], bomb[100:]])
         assert process_time() - start < 0.5
 
 
@@ -272,3 +256,88 @@ def test_the_sink_stops_wherever_it_likes(sizes: list[int], places: st.DataObjec
     assert sink.messages == messages
     starts = [0, *accumulate(map(len, messages))]
     assert set(asked) <= set(starts)
+
+
+# ---- frames that must hold one value ----
+
+
+class Scanner(MsgpackSplitter):
+    """Counts what it is fed."""
+
+    made = 0
+    scanned = 0
+
+    def __init__(self) -> None:
+        super().__init__(MAX)
+        Scanner.made += 1
+
+    def feed(self, data: bytes) -> list[int]:
+        Scanner.scanned += len(data)
+        return super().feed(data)
+
+
+class Wary(Collector):
+    def take(self, data: bytes, pos: int) -> int:  # noqa: ARG002
+        raise AssertionError("it looks at less")
+
+
+def in_frame(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+@settings(max_examples=80)
+@given(data=st.data(), fills=fills, late=fills)
+def test_frames_of_one_value_pass_in_any_split(
+    data: st.DataObject, fills: list[bool], late: list[bool]
+) -> None:
+    """Each byte of a body is looked at once, in a splitter of the frame's own, and `take` takes nothing."""
+    sizes = data.draw(st.lists(SIZES, max_size=5))
+    messages = [in_frame(bare(size, 1000 * place)) for place, size in enumerate(sizes)]
+    sink = Wary(fills)
+    Scanner.made = Scanner.scanned = 0
+    sink.drive(FrameAssembler(sink, MAX, Scanner), data.draw(chunked(b"".join(messages))), late)
+    assert sink.messages == messages
+    assert Scanner.made == len(messages)
+    assert Scanner.scanned == sum(len(message) - 4 for message in messages)
+
+
+NO_VALUE = {
+    "empty": b"",
+    "two": bare(9) * 2,
+    "cut off": bare(9)[:-1],
+    "a byte too many": bare(3 * LARGE) + b"\xc0",
+    "a byte too few": bare(3 * LARGE)[:-1],
+    "two large": bare(2 * LARGE) * 2,
+    "reserved": b"\xc1",
+    "reserved, late": b"\xdc\xff\xff" + b"\x00" * 2 * LARGE + b"\xc1",
+    "too deep": b"\x91" * 2 * LARGE + b"\xc0",
+    "claims": b"\xdd\xff\xff\xff\xff" + b"\x00" * 2 * LARGE,
+}
+
+
+@pytest.mark.parametrize("case", NO_VALUE)
+@settings(max_examples=20)
+@given(data=st.data(), fills=fills)
+def test_a_frame_of_anything_else_is_refused_in_any_split(
+    case: str, data: st.DataObject, fills: list[bool]
+) -> None:
+    """It never reaches the sink, what stands in front of it does, and `held` begins with it."""
+    first, bad = in_frame(bare(5)), in_frame(NO_VALUE[case])
+    sink = Wary(fills)
+    with pytest.raises(ProtocolError, match="does not hold one MessagePack value, and nothing else"):
+        sink.drive(FrameAssembler(sink, MAX, Scanner), data.draw(chunked(first + bad + first)))
+    assert sink.messages == [first]
+    sink.check()
+
+
+def test_a_large_frame_is_refused_where_it_goes_wrong() -> None:
+    """Not only when it is whole: nobody collects what will be refused."""
+    sink = Wary()
+    assembler = FrameAssembler(sink, MAX, Scanner)
+    Scanner.scanned = 0
+    bad = in_frame(b"\xdc\xff\xff" + b"\x00" * 8 * LARGE)
+    for at in range(0, 4 * LARGE, LARGE):
+        assembler.feed(bad[at : at + LARGE])
+        assert Scanner.scanned == at + LARGE - 4
+    with pytest.raises(ProtocolError, match="one MessagePack value"):
+        assembler.feed(b"\xc1")

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcpgw.errors import FrameTooLargeError, ProtocolError
-from tcpgw.wire.assembly import FrameAssembler
+from tcpgw.errors import ProtocolError
+from tcpgw.wire.assembly import FrameAssembler, Verdict, too_large
 from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, Batch, Kind, Piece
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 from tcpgw.wire.mux import Mux
 from tcpgw.wire.thrift import Thrift
-from tests.support.assembling import chunked
+from tests.support.assembling import STEP, chunked
 from tests.support.msgpack_messages import (
     Written,
     answer,
@@ -28,7 +28,7 @@ from tests.support.msgpack_messages import (
     requests,
     values,
 )
-from tests.support.muxing import FRAMED, MAX, batch, enter, flushed, mux_of, received, tell
+from tests.support.muxing import FRAMED, MAX, Room, batch, enter, failed, flushed, mux_of, received, tell
 
 forms = pytest.mark.parametrize("framed", [True, False], ids=["framed", "bare"])
 
@@ -71,8 +71,11 @@ class Client:
         else:
             self._mux.tell(message, body, pieces)
 
-    def admit(self, size: int) -> bool:  # noqa: ARG002
-        return True
+    def admit(self, data: bytes, pos: int, total: int) -> Verdict:  # noqa: ARG002
+        return Verdict.KEEP
+
+    def oversized(self, data: bytes, pos: int, size: int) -> bool:  # noqa: ARG002
+        raise too_large(size, MAX)
 
 
 def as_seen(messages: list[Written]) -> list[bytes]:
@@ -112,27 +115,34 @@ def conversations(draw: st.DrawFn) -> tuple[list[Written], list[bytes], list[byt
 
 
 @settings(max_examples=80)
-@given(conversations(), st.lists(st.integers(0, 3), max_size=5))
+@given(
+    conversations(),
+    st.lists(st.integers(0, 3), max_size=5),
+    st.sampled_from([MAX, 2 * LARGE, LARGE - 60, 40]),
+)
 def test_runs_and_the_general_path_are_one(
-    case: tuple[list[Written], list[bytes], list[bytes]], limits: list[int]
+    case: tuple[list[Written], list[bytes], list[bytes]], limits: list[int], max_frame: int
 ) -> None:
-    """For any stream, split and limits, both give the same bytes, table, answers and counts."""
+    """For any stream, split and limits, both give the same bytes, table, answers, failures and counts."""
     asked, chunks, said = case
     outcomes = []
-    for codec in (FRAMED, General(framed=True)):
-        mux = Mux(codec, FRAMED, MAX)
+    whole = [b"".join(said)] if said else []
+    for codec, heard in ((FRAMED, said), (General(framed=True), said), (FRAMED, whole)):
+        room = Room()
+        mux = Mux(codec, FRAMED, max_frame, room)
         client = Client(mux, codec, iter(limits))
         for chunk in chunks:
             client.assembler.feed(chunk)
         assert client.assembler.held == 0
         table = {number: token for number, (_, token) in mux.pending.items()}
         sent = flushed(mux)
-        got = [piece for chunk in said for piece in received(mux, chunk)]
+        got = [piece for chunk in heard for piece in received(mux, chunk)]
         back = [data for _, data in got]
-        outcomes.append(
-            (table, sent, sorted(back), list(mux.pending), flushed(mux), mux.dropped, mux.refused, mux.told)
-        )
-    assert outcomes[0] == outcomes[1]
+        lost = sorted((token, code, text) for _, token, code, text in failed(mux))
+        counts = (mux.dropped, mux.refused, mux.told)
+        outcomes.append((table, sent, sorted(back), lost, list(mux.pending), flushed(mux), counts))
+        assert room.held == 0
+    assert outcomes[0] == outcomes[1] == outcomes[2]
     table, sent, *_ = outcomes[0]
     assert sent == b"".join(as_seen(asked))
     ids = [message.token for message in asked if message.kind == Kind.REQUEST]
@@ -189,8 +199,9 @@ def test_a_request_of_the_instance_is_refused_under_its_id(framed: bool) -> None
 
 @forms
 def test_a_large_answer_is_stored_in_views_and_given_whole(framed: bool) -> None:
-    """What came in pieces is not joined, and not given before its last byte."""
-    mux = mux_of(framed=framed)
+    """What came in pieces is not joined, not given before its last byte, and accounted for until then."""
+    room = Room()
+    mux = mux_of(framed=framed, room=room)
     for step in (LARGE, 3 * LARGE):
         number = enter(mux, request(b"\x05"), batch("one"))
         reply = answer(number_in(0xCE, number), blob(3 * LARGE))
@@ -200,16 +211,20 @@ def test_a_large_answer_is_stored_in_views_and_given_whole(framed: bool) -> None
             assert mux.receive(chunk) == []
             assert mux.large == []
         assert mux.receive(chunks[-1]) == []
-        [(of, parts)], mux.large = mux.large, []
+        [(of, parts, held)], mux.large = mux.large, []
+        assert room.held == held == (len(data) if framed else STEP)
+        room.give(held)
         assert of == batch("one")
         assert b"".join(parts) == frame(reply.as_answer(b"\x05"))
         assert all(type(part) is memoryview for part in parts[1:])
 
 
 BROKEN = {
-    "no message": (b"\0\0\0\1\xc0", b"\xc0", ProtocolError),
-    "empty": (b"\0\0\0\0", b"\x90", ProtocolError),
-    "too large": (b"\x7f\xff\xff\xff", b"\xc6\x7f\xff\xff\xff", FrameTooLargeError),
+    "no message": (b"\0\0\0\1\xc0", b"\xc0"),
+    "empty": (b"\0\0\0\0", b"\x90"),
+    "large": (b"\0\0\x80\0" + b"\xc0" * LARGE, b"\xdc\x80\0" + b"\xc0" * LARGE),
+    "too large": (b"\x7f\xff\xff\xff" + b"\xc0" * LARGE, b"\xdd\x7f\xff\xff\xff" + b"\xc0" * 2 * MAX),
+    "no value": (b"\0\0\0\1\xc1", b"\xc1"),
 }
 
 
@@ -217,12 +232,12 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_came_whole_in_front_of_garbage_is_an_answer(framed: bool, case: str) -> None:
     """Answers that stand whole before what breaks the protocol are given, and nothing is read behind it."""
-    one, other, error = BROKEN[case]
-    garbage = one if framed else other
+    garbage = BROKEN[case][not framed]
     # A splitter says nothing of objects in front of what it refuses: they are pending still, and lost.
-    told = framed or error is ProtocolError
+    told = framed or case != "no value"
     for size in (10, 3 * LARGE):
-        mux = mux_of(framed=framed)
+        room = Room()
+        mux = mux_of(framed=framed, room=room)
         numbers = [enter(mux, request(b"\x05"), batch("one")) for _ in range(2)]
         flushed(mux)
         reply = answer(number_in(0xCE, numbers[0]), blob(size))
@@ -231,27 +246,34 @@ def test_what_came_whole_in_front_of_garbage_is_an_answer(framed: bool, case: st
         if told:
             expected = [(batch("one"), frame(reply.as_answer(b"\x05")))]
             assert received(mux, data[-5:] + garbage) == expected
-            assert type(mux.broken) is error
+            assert mux.broken is not None
         for _ in range(2):
-            with pytest.raises(error):
+            with pytest.raises(ProtocolError):
                 mux.receive(data[-5:] + garbage)
         sent, unsent = mux.lose()
         assert len(sent) == (1 if told else 2)
         assert unsent == []
+        assert room.held == 0
 
 
-def test_a_refused_answer_leaves_its_request_to_be_lost() -> None:
+@pytest.mark.parametrize("size", [1, 2 * LARGE])
+def test_a_refused_answer_leaves_its_request_to_be_lost(size: int) -> None:
     """An answer that cannot be given back in the client's encoding does not end its request."""
-    mux = Mux(Thrift(), Thrift(), MAX)
+    room = Room()
+    mux = Mux(Thrift(), Thrift(), MAX, room)
     binary = frame(b"\x80\x01\x00\x01" + b"\0\0\0\1m" + b"\0\0\0\x05" + b"\0")
     mux.pass_run(binary, 0, 1, batch("one"))
     flushed(mux)
-    compact = frame(b"\x82\x41" + b"\x80\x80\x04" + b"\x01m" + b"\0")
+    compact = frame(b"\x82\x41" + b"\x80\x80\x04" + b"\x01m" + b"\0" * size)
+    assert mux.receive(compact[:-1]) == []
+    assert room.held == (len(compact) if size > LARGE else 0)
     with pytest.raises(ProtocolError, match="encoding"):
-        mux.receive(compact)
+        mux.receive(compact[-1:])
     sent, unsent = mux.lose()
     assert [of for of, _ in sent] == [batch("one")]
     assert unsent == []
+    assert mux.large == []
+    assert room.held == 0
 
 
 @forms

@@ -5,18 +5,24 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from tcpgw.wire.codec import FIRST_NUMBER, LAST_NUMBER, Batch, Kind
+from tcpgw.errors import Code
+from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, Batch, Kind
 from tests.support.assembling import chunked
 from tests.support.msgpack_messages import (
     Written,
     answer,
+    blob,
     frame,
     notifications,
     number_in,
     requests,
     values,
 )
-from tests.support.muxing import batch, enter, flushed, mux_of, received, tell
+from tests.support.muxing import Room, batch, enter, failed, flushed, mux_of, received, tell
+
+# Beyond it are the largest of `values`.
+MAX_FRAME = 2 * LARGE
+ENOUGH = 4 * LARGE
 
 
 class Lifecycle(RuleBasedStateMachine):
@@ -27,14 +33,16 @@ class Lifecycle(RuleBasedStateMachine):
     @initialize(framed=st.booleans(), start=st.sampled_from([FIRST_NUMBER, LAST_NUMBER - (1 << 24)]))
     def connect(self, framed: bool, start: int) -> None:
         self.framed = framed
-        self.mux = mux_of(framed=framed)
+        self.room = Room()
+        self.mux = mux_of(framed=framed, max_frame=MAX_FRAME, room=self.room)
         self.mux.next = start
         self.mux.flush()
         self.clock = 0.0
         self.owed: dict[int, tuple[Batch, Written]] = {}
         self.unsent: dict[int, Written] = {}
         self.tokens: set[int] = set()  # the numbers under which the instance was asked
-        self.from_instance = b""  # what was cut off
+        # What was cut off: the number that it answers, the answer, and what is still to come.
+        self.coming: tuple[int, Written, bytes] | None = None
         self.dropped = self.refused = self.told = 0
 
     def _batch(self, name: str) -> Batch:
@@ -91,33 +99,87 @@ class Lifecycle(RuleBasedStateMachine):
 
     # ---- from the instance ----
 
+    @rule(limit=st.sampled_from([0, LARGE, 1 << 30]))
+    def make_room(self, limit: int) -> None:
+        self.room.limit = limit
+
     @rule(numbers=st.lists(consumes(asked), max_size=5), data=st.data())
     def answer(self, numbers: list[int], data: st.DataObject) -> None:
         """Answers in any order, some to what has ended otherwise, in any chunks."""
-        said, expected = b"", []
-        for number in numbers:
-            message = answer(
-                number_in(data.draw(st.sampled_from([0xCE, 0xCE, 0xCF])), number), data.draw(values())
-            )
-            said += self._message(message)
-            of, asked = self.owed.pop(number, (None, None))
-            if of is None or asked is None:
-                self.dropped += 1
-            else:
-                expected.append((of, frame(message.as_answer(asked.token))))
-        self._hear(said, expected, data)
+        leads = st.sampled_from([0xCE, 0xCE, 0xCF])
+        messages = [answer(number_in(data.draw(leads), number), data.draw(values())) for number in numbers]
+        said = self._finish(list(zip(numbers, messages, strict=True)))
+        self._hear(said + b"".join(map(self._message, messages)), data)
+
+    @rule(number=asked, size=st.integers(1, 3), missing=st.integers(1, 2 * LARGE), data=st.data())
+    def begin_to_answer(self, number: int, size: int, missing: int, data: st.DataObject) -> None:
+        """A large answer, or one too large. The rest of it comes when something else has happened."""
+        self._hear(self._finish([]), data)
+        message = answer(number_in(0xCE, number), blob(size * LARGE))
+        whole = self._message(message)
+        cut = len(whole) - missing
+        self.coming = (number, message, whole[cut:])
+        dropped = self.mux.dropped
+        for chunk in data.draw(chunked(whole[:cut])):
+            assert received(self.mux, chunk) == []
+        told = failed(self.mux)
+        if told or self.mux.dropped > dropped:
+            # It is over already, and the rest is passed over.
+            assert cut >= LARGE
+            self.coming = (0, message, whole[cut:])
+        if told:
+            of, asked = self.owed.pop(number)
+            assert [one[:2] for one in told] == [(of, asked.token)]
+            self._check_failed(message, told[0][2])
+        self.dropped += self.mux.dropped > dropped
 
     @rule(data=st.data(), message=requests | notifications, number=st.integers(0, FIRST_NUMBER - 1))
     def speak_unasked(self, data: st.DataObject, message: Written, number: int) -> None:
         """A request or a notification by the instance, and an answer to a number that never was."""
+        said = self._finish([])
         self.refused += message.kind == Kind.REQUEST
         self.told += message.kind == Kind.NOTIFY
         self.dropped += 1
-        self._hear(self._message(message) + self._message(answer(msgpack.packb(number))), [], data)
+        self._hear(said + self._message(message) + self._message(answer(msgpack.packb(number))), data)
 
-    def _hear(self, said: bytes, expected: list[tuple[Batch, bytes]], data: st.DataObject) -> None:
+    def _finish(self, answers: list[tuple[int, Written]]) -> bytes:
+        """What is left of the answer that was cut off. Its end is expected, and those of `answers`."""
+        rest = b""
+        if self.coming is not None:
+            number, message, rest = self.coming
+            answers = [(number, message), *answers] if number else answers
+            self.coming = None
+        self.expected: list[tuple[Batch, Written, Written]] = []
+        for number, message in answers:
+            if number in self.owed:
+                self.expected.append((*self.owed.pop(number), message))
+            else:
+                self.dropped += 1
+        return rest
+
+    def _hear(self, said: bytes, data: st.DataObject) -> None:
+        """Each that is expected is given whole, or fails for a reason."""
         got = [piece for chunk in data.draw(chunked(said)) for piece in received(self.mux, chunk)]
-        assert sorted(got, key=repr) == sorted(expected, key=repr)
+        kept: list[tuple[Batch, bytes]] = []
+        told = failed(self.mux)
+        for of, asked, message in self.expected:
+            one = (of, frame(message.as_answer(asked.token)))
+            if got.count(one) > kept.count(one):
+                kept.append(one)
+                continue
+            [reason, *_] = [each for each in told if each[:2] == (of, asked.token)]
+            told.remove(reason)
+            self._check_failed(message, reason[2])
+        assert sorted(got, key=repr) == sorted(kept, key=repr)
+        assert told == []
+
+    def _check_failed(self, message: Written, code: Code) -> None:
+        if code == Code.FRAME_TOO_LARGE:
+            assert len(message.bare) > MAX_FRAME
+        else:
+            assert code == Code.UPSTREAM_LOST
+            assert len(message.bare) > LARGE - 4
+            assert self.room.limit < ENOUGH
 
     # ---- other ends ----
 
@@ -151,6 +213,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert sent == [(of, m.token) for number, (of, m) in self.owed.items() if number not in gone]
         assert self.mux.lose() == ([], [])
         assert self.mux.parts == []
+        assert self.room.held == 0
         self.connect(self.framed, FIRST_NUMBER)
 
     @invariant()
@@ -160,6 +223,17 @@ class Lifecycle(RuleBasedStateMachine):
         counts = (self.mux.dropped, self.mux.refused, self.mux.told)
         assert counts == (self.dropped, self.refused, self.told)
         assert self.mux.large == []
+        assert self.mux.failed == []
+
+    @invariant()
+    def the_account_has_what_is_being_collected(self) -> None:
+        if self.coming is None or not self.coming[0]:
+            assert self.room.held == 0
+            return
+        _, message, rest = self.coming
+        whole = self._message(message)
+        large = len(whole) - len(rest) >= LARGE
+        assert self.room.held == ((len(whole) if self.framed else MAX_FRAME) if large else 0)
 
 
 TestLifecycle = Lifecycle.TestCase
