@@ -22,8 +22,8 @@ that every instance echoes the same form."""
 LAST_NUMBER = (1 << 31) - 1
 """Thrift's ids are signed."""
 LARGE = 8192
-"""Bytes from which a body is passed on as a view instead of a copy. A copy is cheaper below: the view is an
-object more, and keeps all that was read with it."""
+"""Bytes from which a body is passed on as a view instead of a copy, if it is half of what was read or more. A
+copy is cheaper below: the view is an object more, and keeps all that was read with it."""
 PARTS = 3
 """Parts that `take_answers` makes of each answer."""
 
@@ -93,12 +93,24 @@ class Codec(Protocol):
         add: Callable[[Piece], object],
         numbers: range,
         batch: Batch,
+        name: bytes = b"",
     ) -> tuple[int, int]:
         """Pass on the ordinary requests from `pos` on, at most one for each of `numbers`, in order.
 
         Enters each in `pending` and gives its parts to `add`. Returns the offset after the last one, and the
-        number after the last one used. Stops before what is incomplete or no request.
+        number after the last one used. Stops before what is incomplete or no request, and where a `name` is
+        given before what has another.
         """
+
+    def name_at(self, data: bytes, pos: int) -> bytes:
+        """Return the name of the request at `pos` as it is encoded, or b"" where that cannot be seen.
+
+        It holds its own length, so bytes that begin with it are the same name. Need not be whole or valid:
+        `take_requests` looks at that.
+        """
+
+    def method(self, name: bytes) -> bytes:
+        """Return the method that `name_at` found."""
 
     def take_answers(
         self, data: bytes, pos: int, pending: dict[int, Entry], runs: list[Run]

@@ -98,8 +98,10 @@ class MsgpackRpc:
         add: Callable[[Piece], object],
         numbers: range,
         batch: Batch,
+        name: bytes = b"",
     ) -> tuple[int, int]:
         size = len(data)
+        large = max(LARGE, size // 2)
         widths = _ID_WIDTH
         for number in numbers:
             if size - pos < _LEAST_REQUEST:
@@ -110,16 +112,35 @@ class MsgpackRpc:
             body = pos + 6 + width
             if end > size or head != _ASK or not width or body >= end:
                 return pos, number
+            if name and not data.startswith(name, body):
+                return pos, number
             pending[number] = (batch, data[pos + 6 : body])
             add(_FRAMED_REQUEST(length + 5 - width, _ASK, _UINT32, number))
-            add(data[body:end] if end - body < LARGE else memoryview(data)[body:end])
+            add(data[body:end] if end - body < large else memoryview(data)[body:end])
             pos = end
         return pos, numbers.stop
+
+    def name_at(self, data: bytes, pos: int) -> bytes:
+        """As `Codec.name_at`, of the two forms that names of up to 255 bytes have in practice."""
+        if len(data) - pos < _LEAST_REQUEST:
+            return b""
+        _, head, first = _REQUEST_HEAD(data, pos)
+        start = pos + 6 + _ID_WIDTH[first]
+        if head != _ASK or start + 1 >= len(data):
+            return b""
+        mark = data[start]
+        if mark & 0xE0 == 0xA0:
+            return data[start : start + 1 + (mark & 0x1F)]
+        return data[start : start + 2 + data[start + 1]] if mark == 0xD9 else b""
+
+    def method(self, name: bytes) -> bytes:
+        return name[2 if name[0] == 0xD9 else 1 :]
 
     def take_answers(
         self, data: bytes, pos: int, pending: dict[int, Entry], runs: list[Run]
     ) -> tuple[int, int]:
         size = len(data)
+        large = max(LARGE, size // 2)
         dropped = 0
         pop = pending.pop
         batch = None
@@ -141,7 +162,7 @@ class MsgpackRpc:
                 runs.append((batch, parts))
             add(_FRAMED_HEAD(length - 5 + len(token), _REPLY))
             add(token)
-            add(data[pos + 11 : end] if end - pos < LARGE else memoryview(data)[pos + 11 : end])
+            add(data[pos + 11 : end] if end - pos < large else memoryview(data)[pos + 11 : end])
             pos = end
         return pos, dropped
 

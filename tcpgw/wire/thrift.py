@@ -106,32 +106,46 @@ class Thrift:
         add: Callable[[Piece], object],
         numbers: range,
         batch: Batch,
+        name: bytes = b"",
     ) -> tuple[int, int]:
         size = len(data)
+        large = max(LARGE, size // 2)
         last = size - _LEAST
         if _FEW < size - pos < _MUCH and len(numbers) >= _MANY:
             length, version, _ = _head(data, pos)
             if version == _CALL and _MANY * length < size - pos:
-                return _patch_requests(data, pos, pending, add, numbers, batch)
+                return _patch_requests(data, pos, pending, add, numbers, batch, name)
         for number in numbers:
             if pos > last:
                 return pos, number
-            length, version, name = _head(data, pos)
-            rest = pos + 16 + name
+            length, version, width = _head(data, pos)
+            rest = pos + 16 + width
             end = pos + 4 + length
-            if version != _CALL or name > MAX_NAME or not rest < end <= size:
+            if version != _CALL or width > MAX_NAME or not rest < end <= size:
+                return pos, number
+            if name and not data.startswith(name, pos + 8):
                 return pos, number
             pending[number] = batch, data[pos + 4 : rest]
             add(data[pos : rest - 4])
             add(_pack(number))
-            add(data[rest:end] if length < LARGE else memoryview(data)[rest:end])
+            add(data[rest:end] if length < large else memoryview(data)[rest:end])
             pos = end
         return pos, numbers.stop
+
+    def name_at(self, data: bytes, pos: int) -> bytes:
+        if len(data) - pos < _LEAST:
+            return b""
+        _, version, width = _head(data, pos)
+        return data[pos + 8 : pos + 12 + width] if version == _CALL and width <= MAX_NAME else b""
+
+    def method(self, name: bytes) -> bytes:
+        return name[4:]
 
     def take_answers(
         self, data: bytes, pos: int, pending: dict[int, Entry], runs: list[Run]
     ) -> tuple[int, int]:
         size = len(data)
+        large = max(LARGE, size // 2)
         pop = pending.pop
         dropped = 0
         running = None  # whose answers the last run takes
@@ -161,7 +175,7 @@ class Thrift:
                 runs.append((batch, parts))
             add(data[pos:mark])
             add(token[-4:])
-            add(data[mark + 4 : end] if length < LARGE else memoryview(data)[mark + 4 : end])
+            add(data[mark + 4 : end] if length < large else memoryview(data)[mark + 4 : end])
             pos = end
         return pos, dropped
 
@@ -249,6 +263,7 @@ def _patch_requests(
     add: Callable[[Piece], object],
     numbers: range,
     batch: Batch,
+    name: bytes,
 ) -> tuple[int, int]:
     """As `Codec.take_requests`, with one part for all."""
     first, pos = pos, 0
@@ -259,10 +274,12 @@ def _patch_requests(
     for number in numbers:
         if pos > last:
             break
-        length, version, name = _head(data, pos)
-        rest = pos + 16 + name
+        length, version, width = _head(data, pos)
+        rest = pos + 16 + width
         end = pos + 4 + length
-        if version != _CALL or name > MAX_NAME or not rest < end <= size:
+        if version != _CALL or width > MAX_NAME or not rest < end <= size:
+            break
+        if name and not data.startswith(name, pos + 8):
             break
         pending[number] = batch, data[pos + 4 : rest]
         _put(patched, rest - 4, number)
