@@ -9,6 +9,10 @@ Between two turns of an owner that has something waiting, every other owner of i
 who comes new, or comes back, joins at the end. So an owner waits one round at most, however much another one
 has waiting. Priorities are strict: while anything of a higher one waits, nothing of a lower one has a turn.
 What starves is ended by its `until`.
+
+A full queue takes from whoever has most waiting and gives to who has less, as McKenney's buffer stealing
+does (Stochastic Fairness Queueing, 1990): a flood pushes out itself, and who came first keeps nobody out. The
+newest is taken, because it would wait longest.
 """
 
 from collections import OrderedDict, deque
@@ -23,7 +27,10 @@ _PRIORITIES = 3
 
 
 class _Lane(Generic[T]):
-    """What waits of one owner at one priority. `ordered`: each `until` is at or after the one before it."""
+    """What waits of one owner at one priority. `ordered`: each `until` is at or after the one before it.
+
+    `latest` is of what was ever pushed: where that has left by now, `ordered` is only said too seldom.
+    """
 
     __slots__ = ("items", "latest", "ordered")
 
@@ -56,8 +63,9 @@ class _Lane(Generic[T]):
 class FairQueue(Generic[O, T]):
     """Waiting items of many owners: by priority, and within one by turns among owners, each one's in order.
 
-    `limit` is for all items together, so the caller bounds what one owner may have in here: else one alone
-    can fill it. An item is returned exactly once, by `pop`, `drop`, `expired` or `take_all`.
+    `limit` is for all items together. One owner alone may fill it, but keeps no other out: once it is full,
+    who has fewer waiting gets the place of the newest item of who has most, unless that is more urgent. An
+    item is returned exactly once, by `push`, `pop`, `drop`, `expired` or `take_all`.
     """
 
     def __init__(self, limit: int) -> None:
@@ -70,21 +78,51 @@ class FairQueue(Generic[O, T]):
     def __len__(self) -> int:
         return self._size
 
-    def push(self, owner: O, item: T, priority: int = 1, until: float = inf) -> bool:
-        """Add an item, in O(1). False: `limit` items wait, and it was not added.
+    def push(self, owner: O, item: T, priority: int = 1, until: float = inf) -> T | None:
+        """Add an item, and return the one that finds no place: None while fewer than `limit` wait.
 
-        `priority` is 0, 1 or 2; 0 comes first. `until` is in monotonic seconds, as `now` of `expired`.
+        Else it is of the owner with most waiting, of all priorities together, among those that have more
+        than this one and something of no higher priority than `item`: the newest of its lowest priority. Of
+        equal owners it is the one whose turn for that comes last. Where there is no such owner it is `item`
+        itself, and nothing has changed.
+
+        `priority` is 0, 1 or 2; 0 comes first. `until` is in monotonic seconds, as `now` of `expired`. Takes
+        O(1), and O(owners) where the queue is full.
         """
-        if self._size >= self._limit:
-            return False
         turns = self._turns[priority]
+        removed = None
+        if self._size >= self._limit:
+            removed = self._take_newest(owner, priority)
+            if removed is None:
+                return item
         lane = turns.get(owner)
         if lane is None:
             lane = turns[owner] = _Lane()
         lane.push(item, until)
         self._soonest = min(self._soonest, until)
         self._size += 1
-        return True
+        return removed
+
+    def _take_newest(self, owner: O, priority: int) -> T | None:
+        """Take the item that makes room for one of this owner and priority, if any may."""
+        # Counted here and not kept: the queue is full seldom, and every push and pop would pay for it.
+        waiting: dict[O, int] = {owner: 0}
+        for turns in self._turns:
+            for other, lane in turns.items():
+                waiting[other] = waiting.get(other, 0) + len(lane.items)
+        most, found = waiting[owner] + 1, None
+        for turns in self._turns[priority:]:
+            for other, lane in turns.items():
+                if waiting[other] >= most:  # of equals the last: the lowest priority, then the last turn
+                    most, found = waiting[other], (turns, other, lane)
+        if found is None:
+            return None
+        turns, other, lane = found
+        item = lane.items.pop()[1]
+        if not lane.items:
+            del turns[other]
+        self._size -= 1
+        return item
 
     def pop(self) -> T | None:
         """Take the item whose turn it is, in O(1); its owner then goes to the end. None where nothing waits.

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tcpgw.balancing.fair_queue import FairQueue
 
-LIMIT = 12
+LIMIT = 8
 
 owners = st.sampled_from("abcd")
 priorities = st.sampled_from([0, 1, 2])
@@ -27,7 +27,7 @@ def test_owners_take_turns() -> None:
     """Who has much waiting and who has little take turns, each one's items in their order."""
     queue = new_queue()
     for item in ("A1", "A2", "A3", "B1", "C1", "C2"):
-        assert queue.push(item[0], item)
+        assert queue.push(item[0], item) is None
     assert popped(queue, 6) == "A1B1C1A2C2A3"
 
 
@@ -51,16 +51,65 @@ def test_a_higher_priority_comes_first() -> None:
     assert [queue.pop() for _ in range(5)] == ["high", "default", "normal", "low", None]
 
 
-def test_a_full_queue_takes_nothing() -> None:
-    """At the limit a push is refused and changes nothing, until an item has left."""
-    queue = new_queue(2)
-    assert queue.push("A", "A1")
-    assert queue.push("B", "B1", 0)
-    assert not queue.push("C", "C1", 0)
-    assert len(queue) == 2
-    assert queue.pop() == "B1"
-    assert queue.push("C", "C1", 0)
-    assert not new_queue(0).push("A", "A1")
+def test_a_full_queue_gives_a_place_of_who_has_most() -> None:
+    """At the limit, who has fewer waiting gets the place of the newest item of who has most."""
+    queue = new_queue(5)
+    for item in ("A1", "A2", "A3", "B1", "B2"):
+        assert queue.push(item[0], item) is None
+    assert queue.push("C", "C1") == "A3"
+    assert queue.push("C", "C2") == "B2"
+    assert len(queue) == 5
+    assert popped(queue, 6) == "A1B1C1A2C2-"
+
+
+def test_a_flood_pushes_out_nobody() -> None:
+    """Who has as many waiting as anybody gets its own item back, of any priority, and nothing changes."""
+    queue = new_queue(4)
+    for item in ("A1", "A2", "B1", "B2"):
+        queue.push(item[0], item)
+    assert queue.push("A", "A3") == "A3"
+    assert queue.push("B", "B0", 0) == "B0"
+    assert popped(queue, 5) == "A1B1A2B2-"
+    assert new_queue(0).push("A", "A1") == "A1"
+
+
+def test_what_is_more_urgent_keeps_its_place() -> None:
+    """A place is taken from the lowest priority of its owner, and never for a lower one: then the next's."""
+    queue = new_queue(7)
+    for item, priority in (("A1", 0), ("A2", 0), ("A3", 0), ("A4", 1), ("B1", 2), ("B2", 1), ("C1", 0)):
+        queue.push(item[0], item, priority)
+    assert queue.push("C", "C2", 2) == "B1"
+    assert queue.push("C", "C3", 2) == "C3"
+    assert queue.push("D", "D1", 1) == "A4"
+    assert queue.push("E", "E1", 1) == "C2"
+    assert queue.push("E", "E2", 1) == "E2"
+    assert queue.push("E", "E0", 0) == "A3"
+    assert queue.take_all() == ["A1", "C1", "E0", "A2", "B2", "D1", "E1"]
+
+
+def test_of_equals_the_last_gives_its_place() -> None:
+    """Of owners that have as many, the one whose turn comes last loses: who came first has its turn."""
+    queue = new_queue(3)
+    for item in ("A1", "B1", "C1"):
+        queue.push(item[0], item)
+    assert queue.pop() == "A1"
+    assert queue.push("D", "D1") is None
+    assert [queue.push(owner, owner + "1") for owner in "EF"] == ["D1", "E1"]
+    assert popped(queue, 4) == "B1C1F1-"
+
+
+def test_what_lost_its_place_is_forgotten() -> None:
+    """The `until` of an item that was pushed out decides nothing for those that stay or come."""
+    queue = new_queue(3)
+    for item, until in (("A1", 3.0), ("A2", 5.0), ("A3", 9.0)):
+        queue.push("A", item, 1, until)
+    assert queue.push("B", "B1", 1, 1.0) == "A3"
+    assert queue.expired(1.0) == ["B1"]
+    queue.push("A", "A4", 1, 2.0)
+    assert queue.expired(2.0) == ["A4"]
+    queue.push("A", "A5", 1, 6.0)
+    assert queue.expired(5.0) == ["A1", "A2"]
+    assert popped(queue, 2) == "A5-"
 
 
 def test_who_is_gone_takes_its_items_along() -> None:
@@ -183,13 +232,29 @@ class FairQueueMachine(RuleBasedStateMachine):
     def push(self, owner: str, priority: int, until: float) -> None:
         self.pushed += 1
         full = len(self.waiting) == LIMIT
-        assert self.queue.push(owner, self.pushed, priority, until) is not full
-        if full:
+        counts = Counter(entry[1] for entry in self.waiting)
+        greatest = max(counts.values(), default=0)
+        loser = self.loser(owner, priority) if full else None
+        refused = full and loser is None
+        found = self.queue.push(owner, self.pushed, priority, until)
+        assert found == (self.pushed if refused else loser)
+        if full and counts[owner] == greatest:
+            assert refused
+        if full and priority == 0:  # nothing is more urgent
+            assert refused is (counts[owner] == greatest)
+        if refused:
             self.left.append(self.pushed)
             return
+        if loser is not None:
+            self.leave(loser)
         self.waiting.append((priority, owner, self.pushed, until))
         if owner not in self.turns[priority]:
             self.turns[priority].append(owner)
+
+    @rule(owner=owners, priority=priorities, until=moments, count=st.integers(2, LIMIT))
+    def flood(self, owner: str, priority: int, until: float, count: int) -> None:
+        for _ in range(count):
+            self.push(owner, priority, until)
 
     @rule()
     def pop(self) -> None:
@@ -205,7 +270,7 @@ class FairQueueMachine(RuleBasedStateMachine):
         over = [item for _, _, item, until in self.waiting if until <= now]
         assert sorted(self.queue.expired(now)) == [self.leave(item) for item in over]
 
-    @precondition(lambda self: len(self.waiting) > 8)
+    @precondition(lambda self: len(self.waiting) > 6)
     @rule()
     def take_all(self) -> None:
         expected = [self.next_turn() for _ in range(len(self.waiting))]
@@ -225,6 +290,16 @@ class FairQueueMachine(RuleBasedStateMachine):
                 item = min(entry[2] for entry in self.waiting if entry[:2] == (priority, owner))
                 return self.leave(item)
         return None
+
+    def loser(self, owner: str, priority: int) -> int | None:
+        """The item that is to make room, as one great comparison of all."""
+        counts = Counter(entry[1] for entry in self.waiting)
+        items = [
+            (counts[theirs], level, self.turns[level].index(theirs), item)
+            for level, theirs, item, _ in self.waiting
+            if counts[theirs] > counts[owner] and level >= priority
+        ]
+        return max(items)[-1] if items else None
 
     def leave(self, item: int) -> int:
         priority, owner = next(entry[:2] for entry in self.waiting if entry[2] == item)
