@@ -5,6 +5,13 @@ or waiting to be written, as many in all, and as many bytes that the client has 
 counted for all connections together only until its answer is known, so a client that reads slowly holds its
 own connection back and no other.
 
+A gateway shares a connection among many clients, so a message that came whole and cannot be read harms its
+sender alone. A request whose head, `[0, id`, can be read is answered with `bad_frame`; all else is dropped,
+and not answered without an id, which would end the connection at the other side. In frames that holds for
+whatever stands in one: its length says where the next begins. A raw stream ends with bytes that are no
+MessagePack (nesting beyond the decoder's depth among them), and with a value whose head cannot be read, for
+that is what a stream looks like that has lost its order. Both end with a frame that is too large.
+
 A connection's end: the last answer, FIN, and the client's FIN. Closing at once would have the kernel send RST
 if anything more had come, and the client lose answers it has not read yet.
 """
@@ -29,10 +36,11 @@ from tcpgw.wire.messages import (
     LENGTH,
     MAX_FRAME,
     LengthFrames,
+    MessageError,
     RpcError,
     StreamFrames,
     pack_frame,
-    unpack,
+    unpack_call,
 )
 
 log = structlog.get_logger()
@@ -46,6 +54,8 @@ PING = "tcpgw.ping"
 _HIGH = 256 << 10
 # Seconds that a client has to close its side after the last answer.
 _LINGER = 1.0
+# Seconds from one line about bad messages to a connection's next: whoever sends them sends many.
+_QUIET = 10.0
 # First bytes: of a length that max_frame can allow, and of the arrays that a message can be.
 _FRAMED, _ARRAYS = range(0x10), (0x93, 0x94, 0xDC, 0xDD)
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, no time
@@ -96,6 +106,8 @@ class Connection(asyncio.Protocol):
         self._began: float | None = None
         self._stuck: float | None = None
         self._unread = 0
+        self._bad = 0  # messages that no log line has told of
+        self._told = -_QUIET  # when the last line did
 
     # ---- what the loop calls ----
 
@@ -151,13 +163,8 @@ class Connection(asyncio.Protocol):
     def proceed(self) -> None:
         """Begin what has come, up to the bounds; then read on, wait, or end."""
         try:
-            while not self._blocked():
-                message, self._held = self._held or self._next(), None
-                if message is None:
-                    break
-                if not self._begin(message):
-                    self._held = message
-                    self._shared.waiting.append(self)
+            while not self._blocked() and self._step():
+                pass
         except ProtocolError as exc:
             self._refuse(exc)
         if self._ending:
@@ -201,19 +208,37 @@ class Connection(asyncio.Protocol):
             or (self._held is not None and self in self._shared.waiting)
         )
 
-    def _next(self) -> list[Any] | None:
-        """Take the next message, or None. Raises ProtocolError."""
-        body = self._frames.take() if self._frames is not None else None
-        if body is None:
-            if self._frames is not None and self._frames.partial and self._began is None:
-                self._began = self._loop.time()
-            return None
-        self._began = None
-        message = unpack(body)
-        match message:
-            case [Kind.REQUEST, int(), str() | bytes(), list()] | [Kind.NOTIFY, str() | bytes(), list()]:
-                return cast("list[Any]", message)
-        raise ProtocolError("a message that is neither [0, id, method, params] nor [2, method, params]")
+    def _step(self) -> bool:
+        """Begin the next message, or have it wait. False: none is whole. Raises ProtocolError."""
+        message = self._held
+        if message is None:
+            body = self._frames.take() if self._frames is not None else None
+            if body is None:
+                if self._frames is not None and self._frames.partial and self._began is None:
+                    self._began = self._loop.time()
+                return False
+            self._began = None
+            try:
+                message = unpack_call(body)
+            except MessageError as exc:
+                self._pass_over(exc)
+                return True
+        self._held = None
+        if not self._begin(message):
+            self._held = message
+            self._shared.waiting.append(self)
+        return True
+
+    def _pass_over(self, exc: MessageError) -> None:
+        """Answer it, where somebody waits for that, and go on. Raises it where no message can follow."""
+        if exc.kind is None and isinstance(self._frames, StreamFrames):
+            raise exc
+        self._bad += 1
+        now = self._loop.time()
+        if now - self._told >= _QUIET:
+            log.warning("messages_unreadable", client=self._client, count=self._bad, error=str(exc))
+            self._bad, self._told = 0, now
+        self._answer(exc.number, RpcError(Code.BAD_FRAME, str(exc)).written(), None)
 
     def _begin(self, message: list[Any]) -> bool:
         """Answer at once, or start the method. False: no place is free."""

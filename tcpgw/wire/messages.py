@@ -6,11 +6,12 @@ they follow each other. The specification: github.com/msgpack-rpc/msgpack-rpc/bl
 """
 
 import struct
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 
 from tcpgw.errors import Code, FrameTooLargeError, ProtocolError, TcpgwError
+from tcpgw.wire.codec import Kind
 
 MAX_FRAME = 16 << 20
 """Bytes. The gateway's default too, above the platform's limit of 12 MB for a body."""
@@ -27,6 +28,8 @@ _TEXT = {"unicode_errors": "surrogateescape"}
 # Arrays are allocated by what their header claims, at most the body's length, for each level of nesting:
 # that squares small bodies harmlessly, and larger ones into gigabytes unless their structure is seen first.
 _SMALL = 4096
+# Bytes of an array's header, a type and an id, each in its longest form.
+_HEAD = 5 + 9 + 9
 
 
 class RpcError(TcpgwError):
@@ -115,6 +118,49 @@ def unpack(body: bytes | bytearray) -> Any:
         raise ProtocolError("not MessagePack: it ends within a value") from None
     except (TypeError, ValueError, OverflowError) as exc:  # TypeError: a map's key that is a list
         raise ProtocolError(f"not MessagePack: {str(exc) or type(exc).__name__}") from None
+
+
+class MessageError(ProtocolError):
+    """A message came whole, and cannot be taken. Where the next one begins is known all the same.
+
+    `kind` is None where not even the head can be read; `number` is the id of a request, None of all else.
+    """
+
+    def __init__(self, message: str, kind: Kind | None, number: int | None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.number = number
+
+
+def unpack_call(body: bytes | bytearray) -> list[Any]:
+    """Decode a request, `[0, id, method, params]`, or a notification, `[2, method, params]`.
+
+    Raises MessageError, whatever the bytes are.
+    """
+    try:
+        message = unpack(body)
+        match message:
+            case [Kind.REQUEST, int(), str() | bytes(), list()] | [Kind.NOTIFY, str() | bytes(), list()]:
+                return cast("list[Any]", message)
+        why = "a message that is neither [0, id, method, params] nor [2, method, params]"
+    except ProtocolError as exc:
+        why = str(exc)
+    raise MessageError(why, *_head(body))
+
+
+def _head(body: bytes | bytearray) -> tuple[Kind | None, int | None]:
+    """Read a message's kind, and a request's id, whatever follows them."""
+    values = msgpack.Unpacker(max_buffer_size=_HEAD)
+    values.feed(body[:_HEAD])
+    try:
+        count = values.read_array_header()
+        kind = Kind(values.unpack()) if count else None
+        number = values.unpack() if kind == Kind.REQUEST and count > 1 else None
+    except (msgpack.OutOfData, ValueError):
+        return None, None
+    if kind == Kind.REQUEST and not isinstance(number, int):
+        return None, None
+    return kind, number
 
 
 class LengthFrames:

@@ -266,52 +266,6 @@ async def test_a_frame_that_does_not_become_whole_is_cut(begun: bytes) -> None:
 # ---- clients that misbehave ----
 
 
-@pytest.mark.parametrize(
-    ("bad", "code"),
-    [
-        (b"\0\0\0\0", "bad_frame"),
-        (b"\0\0\0\1\xc1", "bad_frame"),
-        (b"\0\0\0\2\x01\x02", "bad_frame"),
-        (frame(0, 1, "m"), "bad_frame"),
-        (frame(0, 1, "m", {}), "bad_frame"),
-        (frame(0, "1", "m", []), "bad_frame"),
-        (frame(0, 1, 5, []), "bad_frame"),
-        (frame(1, 1, None, None), "bad_frame"),
-        (frame(3, 1, "m", []), "bad_frame"),
-        (b"\0\0\0\1\x05", "bad_frame"),
-        (b"\0\0\x13\x88" + b"\x91" * 5000, "bad_frame"),
-        (b"\x01\0\0\1", "frame_too_large"),
-        (b"\0\0\x27\x11", "frame_too_large"),
-    ],
-)
-async def test_a_bad_frame_ends_its_connection(bad: bytes, code: str) -> None:
-    """A bad frame is answered with a code and no id, then FIN, after what came before; others go on."""
-    service = Service({"echo": echo}, max_frame=10_000)
-    async with service.serving(LOCAL) as address, connect(address) as other:
-        with peer_of(address) as peer, capture_logs() as logs:
-            await peer.send(request(1, "tcpgw.ping") + bad + request(2, "tcpgw.ping"))
-            assert await read_message(peer) == [1, 1, None, "pong"]
-            kind, number, error, result = await read_message(peer)
-            assert (kind, number, error["code"], result) == (1, None, code, None)
-            assert error["message"]
-            assert await peer.read_to_end() == b""
-            assert (logs[0]["event"], logs[0]["reason"]) == ("client_refused", code)
-        assert await other.call("echo", 1) == 1
-
-
-@pytest.mark.parametrize(
-    "bad", [b"\x93\2\xc1", b"\x94\0\1\2\x90", b"\x94" * 5000, b"\x94\0\1\xdb\0\1\0\0" + bytes(9999)]
-)
-async def test_a_bad_value_ends_its_raw_stream(bad: bytes) -> None:
-    """In a raw stream as well: an answer without id, raw, then FIN."""
-    async with Service(max_frame=10_000).serving(LOCAL) as address:
-        with peer_of(address) as peer, capture_logs():
-            await peer.send(bad)
-            kind, number, error, result = msgpack.unpackb(await peer.read_to_end())
-            assert (kind, number, result) == (1, None, None)
-            assert error["code"] in {"bad_frame", "frame_too_large"}
-
-
 async def test_a_client_that_speaks_something_else_is_cut() -> None:
     """HTTP, TLS and other protocols get no answer, which they could not read."""
     async with Service().serving(LOCAL) as address:

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpgw.errors import FrameTooLargeError, ProtocolError
-from tcpgw.wire.messages import LengthFrames, RpcError, StreamFrames, pack, pack_frame, unpack
+from tcpgw.wire.codec import Kind
+from tcpgw.wire.messages import (
+    LengthFrames,
+    MessageError,
+    RpcError,
+    StreamFrames,
+    pack,
+    pack_frame,
+    unpack,
+    unpack_call,
+)
 
 LIMIT = 1 << 20
 
@@ -66,6 +76,60 @@ def test_text_that_is_none_passes_unharmed(size: int) -> None:
     """Bytes that an old client sends as text go out as they came."""
     body = msgpack.packb("é" * size)[:-1] + b"\xff"
     assert pack(unpack(body)) == body
+
+
+def refused(body: bytes) -> MessageError | None:
+    try:
+        assert unpack_call(body)[0] in (Kind.REQUEST, Kind.NOTIFY)
+    except MessageError as exc:
+        return exc
+    return None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_call_or_refused(data: bytes) -> None:
+    """Only MessageError comes of bytes that are no call, and its head does not depend on what follows."""
+    refused(data)
+    if error := refused(b"\x94\0\7" + data):
+        assert (error.kind, error.number) == (Kind.REQUEST, 7)
+    if error := refused(b"\x94\0\7\xa1m\x91" + data):
+        assert (error.kind, error.number) == (Kind.REQUEST, 7)
+    if error := refused(b"\x93\2\xa1m\x91" + data):
+        assert (error.kind, error.number) == (Kind.NOTIFY, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "number"),
+    [
+        (b"\x94\0\7\xa1m\x91\xc1", Kind.REQUEST, 7),
+        (b"\x94\0\7", Kind.REQUEST, 7),
+        (b"\x92\0\7", Kind.REQUEST, 7),
+        (b"\x94\0\xff\5\x90", Kind.REQUEST, -1),
+        (b"\xdd\0\0\0\4" + b"\xcf" + bytes(8) + b"\xcf" + b"\xff" * 8, Kind.REQUEST, 2**64 - 1),
+        (b"\x94\0\7\xa1m" + b"\x91" * 2000 + b"\xc0", Kind.REQUEST, 7),
+        (b"\x94\1\7\xc0\xc0", Kind.ANSWER, None),
+        (b"\x93\2\xa1m\x80", Kind.NOTIFY, None),
+        (b"\x91\2", Kind.NOTIFY, None),
+        (b"", None, None),
+        (b"\x90\0\7", None, None),
+        (b"\x90\2", None, None),
+        (b"\x91\0\7", None, None),
+        (b"\x94\0", None, None),
+        (b"\x94\0\xcf\0", None, None),
+        (b"\x94\0\xa1m\xa1m\x90", None, None),
+        (b"\x94\0\x81\x90\0\xa1m", None, None),
+        (b"\x94\0\xdd\xff\xff\xff\xff", None, None),
+        (b"\x94\3\7\xa1m\x90", None, None),
+        (b"\x94\x90\7\xa1m\x90", None, None),
+        (b"\x84\0\7", None, None),
+        (b"\xc1", None, None),
+    ],
+)
+def test_a_bad_message_says_whose_it_is(body: bytes, kind: Kind | None, number: int | None) -> None:
+    """Of a message that cannot be taken, the head is read alone: any form of array, type and id."""
+    with pytest.raises(MessageError) as raised:
+        unpack_call(body)
+    assert (raised.value.kind, raised.value.number) == (kind, number)
 
 
 @pytest.mark.parametrize(
