@@ -161,10 +161,12 @@ class Gateway:
             service.expect(rules.all, own_deadlines=settings.deadline is not None)
         first = next(iter(routed.values()))
         split = Split(weights)
+        # Where there is nothing to split, no request is searched for a key of it.
+        split_by = self._services[first.name].balance.key if len(routed) > 1 else "source_ip"
         routing = Routing(
             rules,
             (lambda position: routed[split.choose(position)]) if len(routed) > 1 else (lambda _: first),
-            _make_key(self._services[first.name].balance.key, settings.name, hashing.SPLIT_SEED),
+            _make_key(split_by, settings.name, hashing.SPLIT_SEED),
             keys,
             deadline=settings.deadline,
         )

@@ -113,9 +113,9 @@ class Code(StrEnum):
     NO_ENDPOINT = "no_endpoint"  # no instance that takes requests; nothing was sent
     OVERLOADED = "overloaded"  # a limit or a queue is full; nothing was sent
     DEADLINE_EXCEEDED = "deadline_exceeded"  # the instance may still be at work on it
-    UPSTREAM_LOST = "upstream_lost"  # the connection to the instance broke; it may have done the work
-    FRAME_TOO_LARGE = "frame_too_large"
-    BAD_FRAME = "bad_frame"  # the connection ends after it
+    UPSTREAM_LOST = "upstream_lost"  # its connection or its answer was lost; it may have done the work
+    FRAME_TOO_LARGE = "frame_too_large"  # a request, and the connection ends; or an answer, which is done
+    BAD_FRAME = "bad_frame"  # from the gateway: the connection ends after it
 
 
 class ConnectError(TcpgwError):

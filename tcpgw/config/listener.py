@@ -168,7 +168,8 @@ class Listener(Table):
     frame_timeout: Duration = Field(
         default=30.0,
         description="For mode rpc: seconds in which a frame that has begun must be whole. 16 MiB take 13 s "
-        "at 10 Mbit/s; what drips in more slowly only holds memory.",
+        "at 10 Mbit/s; what drips in more slowly only holds memory. Also the time in which a client that "
+        "has answers waiting must read as much as its buffer.",
     )
     request_timeout: Duration = Field(
         default=60.0,

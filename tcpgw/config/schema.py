@@ -99,7 +99,8 @@ class Gateway(Table):
         default=256 << 20,
         ge=16 << 20,
         description="Bytes of rpc frames that are held at a time, those of all clients together. At the "
-        "bound, who sends more is read later. The default holds 16 of the longest frames.",
+        "bound, who sends more is read later, and who has most unread is cut off. A quarter is kept for "
+        "answers; the default holds 12 of the longest requests.",
     )
     log: Log = Log()
 

@@ -133,8 +133,8 @@ class Rpc(Table):
     queue: StrictInt = Field(
         default=1024,
         ge=0,
-        description="Requests of all clients that may wait for an endpoint with room; those beyond are "
-        "answered `overloaded` (Envoy: 1024). 0: none waits.",
+        description="Requests of all clients that may wait for an endpoint with room (Envoy: 1024). Beyond, "
+        "the newest of the client that has most there is answered `overloaded`. 0: none waits.",
     )
     queue_timeout: Duration = Field(
         default=1.0,

@@ -7,7 +7,7 @@ it look at its time-outs, and hears of its end.
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from tcpgw.relay.reasons import Reason
@@ -79,7 +79,13 @@ class Connection:
 
 
 class Plane(Protocol):
-    """How the bytes of a listener's connections move. Made and used in one running event loop."""
+    """How the bytes of a listener's connections move. Made and used in one running event loop.
+
+    `unknown`: the facts that a closing line has in any case, with what they are before they are known.
+    """
+
+    @property
+    def unknown(self) -> Mapping[str, object]: ...
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> Session:
         """Take a client over, whose first bytes `early` were read already.

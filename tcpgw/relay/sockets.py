@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import stat
 import struct
+import termios
 
 from tcpgw.config.values import Bind
 from tcpgw.errors import TcpgwError
@@ -85,6 +87,15 @@ def _remove_stale(path: str) -> None:
             except BlockingIOError:
                 pass
         raise FileExistsError(17, "another process listens on it")
+
+
+def unacknowledged(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel holds for the other side (SIOCOUTQ, tcp(7)), beside the transport's own."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return 0
+    (size,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return int(size)
 
 
 def drop(transport: asyncio.Transport, *, reset: bool) -> None:

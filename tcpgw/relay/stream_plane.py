@@ -1,7 +1,8 @@
 """The stream plane: one connection to an instance for each of a client's, and bytes as they come."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.endpoints import Endpoint
@@ -72,6 +73,8 @@ class StreamSession(Relay):
 
 class StreamPlane:
     """Connects each client to an instance of the service that `choose` names. See `session.Plane`."""
+
+    unknown: Mapping[str, object] = MappingProxyType({"endpoint": None, "connect_time": None, "tries": 0})
 
     def __init__(self, settings: Settings, choose: Choose) -> None:
         self._settings = settings

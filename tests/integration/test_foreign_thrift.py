@@ -247,7 +247,7 @@ async def test_an_instance_is_killed(tmp_path: Path, encoding: str) -> None:
     """Who waits for it is told so, of which endpoint; when it is back, the same connections are served."""
     kind, instance = Kind("thriftpy2", encoding), ("127.0.0.1", free_port())
     lost = f"upstream_lost: .*{endpoint(instance)}"
-    none = "no_endpoint: service s has no endpoint"
+    none = "no_endpoint: service s reaches none of its 1 endpoints"
     async with AsyncExitStack() as stack:
         with served(kind, tmp_path, instance[1]):
             g, connect = await stack.enter_async_context(between(instance, service="rpc = { bulk = 0 }"))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from itertools import cycle
 
 import pytest
 
@@ -67,6 +68,28 @@ async def test_a_drain_answers_what_was_asked(framed: bool) -> None:
         assert not any(client.error for client in (*busy, idle, silent))
         assert [line["reason"] for line in g.lines] == ["drained"] * 5
         assert not any("error" in line for line in g.lines)
+
+
+async def test_a_client_that_never_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while it is not read any more: what was taken is answered, the rest never reached anybody."""
+    monkeypatch.setattr("tcpgw.relay.rpc.session._LAST_CALL", 0.2)
+    times = cycle((0.02, 0.05, 0.03))  # so that they overlap
+    instance = Instance(lambda request: asyncio.get_running_loop().call_later(next(times), request.answer))
+    async with bed(instance) as g:
+        client = await g.client()
+        asked = 5
+        for place in range(asked):
+            client.ask(place, place)
+        async with draining(g):
+            while not client.ended.is_set():
+                while asked < len(client.answers) + 5 and not client.transport.is_closing():
+                    client.ask(asked, asked)
+                    asked += 1
+                await asyncio.sleep(0)
+        assert sorted(number for _, number, _, _ in client.answers) == sorted(instance.seen)
+        assert set(outcomes(client)) == {""}
+        assert len(client.answers) > 10
+    assert [line["reason"] for line in g.lines] == ["drained"]
 
 
 async def test_a_drain_refuses_new_clients() -> None:

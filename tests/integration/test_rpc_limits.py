@@ -97,7 +97,7 @@ async def test_notifications_that_wait_count() -> None:
         for place in range(200):
             client.send(NOTIFY, "n", [place, bytes(100_000)])
         await until(lambda: len(g.target(instance).main.queue) == 8)
-        assert g.held <= 8 * 110_000
+        assert g.held <= 12 * 110_000  # with what waits to be written
         instance.hear()
         await until(lambda: len(instance.notifications) == 200)
         assert [params[0] for _, params in instance.notifications] == list(range(200))

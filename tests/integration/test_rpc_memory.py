@@ -49,25 +49,25 @@ async def test_messages_without_lengths_hold_what_they_have() -> None:
 
 
 async def test_requests_that_wait_beyond_rpc_memory() -> None:
-    """What waits for an endpoint counts; where there is no memory for it, its client is told."""
+    """What waits for an endpoint counts; where there is no memory for small ones, their clients are told."""
     instance = Instance(hold)
     async with bed(
         instance,
         gateway='rpc_memory = "16MiB"',
         listener='max_frame = "8MiB"',
-        service='rpc = { max_inflight = 1, queue_timeout = "10s" }',
+        service='rpc = { max_inflight = 1, queue = 10000, queue_timeout = "10s" }',
     ) as g:
-        clients = [await g.client() for _ in range(5)]
+        clients = [await g.client() for _ in range(12)]
         clients[0].ask(0, "first")
         await until(lambda: instance.held)
         for client in clients:
-            for place in range(80):
-                client.ask(place, bytes(60_000))
+            for place in range(250):
+                client.ask(place, bytes(7000))
         await until(lambda: sum(map(overloaded, clients)) > 0)
         assert g.held <= 16 * MiB
         assert "rpc_memory" in str([client.answers for client in clients])
         instance.behave = echo
         instance.answer_all()
         for client in clients:
-            await client.got(80)
+            await client.got(250)
         await until(lambda: g.held == 0)

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from structlog.testing import capture_logs
 
@@ -49,6 +50,8 @@ class Played:
 
 class Plane:
     """Opens when it may; `then` is what it does with a session before it returns it."""
+
+    unknown: Mapping[str, object] = MappingProxyType({"endpoint": None})
 
     def __init__(self, then: Callable[[Played], None] = lambda _: None) -> None:
         self.sessions: list[Played] = []

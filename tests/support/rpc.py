@@ -334,6 +334,11 @@ class Bed:
         return self.gateway._memory.held
 
     @property
+    def unread(self) -> int:
+        """Bytes of answers that clients have not read, beyond their buffers."""
+        return self.gateway._memory.unread
+
+    @property
     def dropped(self) -> int:
         """Answers to nobody on the channels that stand."""
         return sum(c.mux.dropped for t in self.service.targets.values() for c in t.channels)
@@ -357,10 +362,10 @@ class Bed:
         self._clients.append(client)
         return client
 
-    def dial(self, *, listener: str = "l") -> Peer:
+    def dial(self, *, listener: str = "l", receive_buffer: int | None = None) -> Peer:
         """A client's end as exact as the socket API."""
         host, _, port = self.gateway.listeners[listener].address.rpartition(":")
-        self._peers.append(dial((host, int(port))))
+        self._peers.append(dial((host, int(port)), receive_buffer))
         return self._peers[-1]
 
     async def publish(self, *instances: Instance) -> None:
@@ -444,7 +449,7 @@ def _check_accounts(made: Bed) -> None:
     ended = sum(listener.ended.total() for listener in listeners)
     assert sum(listener.accepted for listener in listeners) == len(made.lines) == ended
     assert made.held == 0
-    assert made.plane.unread == 0
+    assert made.unread == 0
     assert made.service.retries.running == 0
     assert all(rule.inflight == 0 for rule in made.plane.routing.rules.all)
     assert made.pool.loads.total == 0

@@ -24,8 +24,9 @@ class Call:
     """
 
     __slots__ = (
-        "attempts", "body", "client", "deadline", "done", "field", "held", "keep", "message", "pieces",
-        "position", "retries", "retrying", "rule", "started", "tried",
+        "attempts", "body", "cause", "client", "deadline", "done", "field", "held", "is_request", "keep",
+        "message", "pieces", "position", "retries", "retrying", "rule", "started", "tried",
+        "until",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +42,7 @@ class Call:
     ) -> None:
         self.client = client
         self.message = message
+        self.is_request = message.kind is Kind.REQUEST  # else a notification, which nobody answers
         self.pieces: list[Piece] | None = pieces
         self.body = body  # bytes of the pieces
         self.rule = rule
@@ -51,12 +53,9 @@ class Call:
         self.held = 0  # bytes reserved for it
         self.attempts: list[tuple[Channel, int]] = []
         self.tried: list[Endpoint] = []
+        self.cause = ""  # what it failed of before, for who is told that it cannot be sent again
+        self.until = 0.0  # when it has waited long enough, if it waits
         self.retries = 0
         self.retrying = False  # counted in the retry budget
         self.keep = False  # its pieces, after the sending: it may be sent again
         self.done = False
-
-    @property
-    def is_request(self) -> bool:
-        """False: a notification, which nobody answers."""
-        return self.message.kind == Kind.REQUEST

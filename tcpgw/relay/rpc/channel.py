@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 _HIGH_WATER = 256 * 1024
 # Seconds of silence before TCP probes: idle connections must outlive the 350 s of common NAT paths.
 _KEEPALIVE = 60.0
-# Bytes from which the kernel gathers the pieces (writev) instead of a copy here.
-_GATHER = 16 * 1024
+# Bytes of a piece, on average, from which the kernel gathers them (writev) instead of a copy here.
+_GATHER = 4096
 # Pieces above which joining is cheaper all the same (IOV_MAX is 1024).
 _MOST_PIECES = 64
+# Seconds in which an instance reads nothing, though nobody waits for it any more, before it is cut off: what
+# it was sent holds memory.
+_STUCK = 5.0
 # Requests of its own that an instance may send while it reads nothing: the refusals of them pile up here.
 _MOST_REFUSALS = 1024
 
@@ -39,8 +42,8 @@ class Channel(asyncio.Protocol):
     """Open from `connection_made` to `connection_lost`; `lost` is set from then on."""
 
     __slots__ = (
-        "_loop", "_refused", "_transport", "given_up", "lane", "lost", "mux", "open", "paused", "scheduled",
-        "turn", "why",
+        "_held", "_loop", "_memory", "_refused", "_stuck", "_transport", "_unsent", "given_up", "lane",
+        "lost", "mux", "open", "paused", "scheduled", "turn", "why",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, mux: Mux, loop: asyncio.AbstractEventLoop) -> None:
@@ -54,6 +57,10 @@ class Channel(asyncio.Protocol):
         self.why = ""
         self.lane = lane
         self._loop = loop
+        self._memory = lane.service.memory
+        self._held = 0  # bytes reserved for what was sent, and may be in the transport's buffer
+        self._unsent = 0  # bytes given to the mux in this turn, without small runs
+        self._stuck = (0.0, 0)  # since when so many bytes wait to be written
         self._refused = 0  # of the instance's requests, when it stopped reading
         self._transport: asyncio.Transport
 
@@ -74,14 +81,32 @@ class Channel(asyncio.Protocol):
 
     def _flush(self) -> None:
         self.scheduled = False
+        self._unsent = 0
         mux = self.mux
         if not mux.parts or not self.open or self._transport.is_closing():
             return  # what is in the mux was not sent, and connection_lost will find it there
         parts = mux.flush()
-        if len(parts) <= _MOST_PIECES and sum(map(len, parts)) > _GATHER:
+        if len(parts) <= _MOST_PIECES and sum(map(len, parts)) > _GATHER * len(parts):
             self._transport.writelines(parts)
         else:
             self._transport.write(b"".join(parts))
+        self._release()
+
+    def put(self, size: int, held: int = 0) -> None:
+        """Count what the mux was given, and send where that is much: then we know whether more may come.
+
+        `held` is what is reserved for it, from now on until it is written.
+        """
+        self._held += held
+        self._unsent += size
+        if self._unsent > _HIGH_WATER:
+            self._flush()
+
+    def _release(self) -> None:
+        """What the transport has is less than the high water now, or was never sent."""
+        if self._held and not self.paused:
+            held, self._held = self._held, 0
+            self._memory.give(held)
 
     def data_received(self, data: bytes) -> None:
         mux = self.mux
@@ -118,6 +143,8 @@ class Channel(asyncio.Protocol):
             self.lane.finished(answered, now - oldest)
         if mux.large:
             self._answer_large(now)
+        if mux.failed:
+            self._fail()
         if mux.parts:  # refusals of what the instance asked
             self._refuse()
         if mux.broken is not None:
@@ -129,17 +156,27 @@ class Channel(asyncio.Protocol):
 
     def _answer_large(self, now: float) -> None:
         large, self.mux.large = self.mux.large, []
-        for (client, started, rule, call), parts in large:
+        for (client, started, rule, call), parts, held in large:
+            self._memory.pass_on(held)
             if call is not None:
                 self.lane.service.answered(call, self, parts, now)
             else:
                 rule.latency.add(now - started)
                 client.deliver(parts, 1)
+            self._memory.grant()
             self.lane.finished(1, now - started)
+
+    def _fail(self) -> None:
+        """Answers that could not be kept: their bytes are passed over, and the connection goes on."""
+        failed, self.mux.failed = self.mux.failed, []
+        for batch, token, code, text in failed:
+            self.lane.service.answer_lost(batch, token, code, text, self)
+        self.lane.finished(len(failed), 0.0)
 
     def _refuse(self) -> None:
         if self.paused and self.mux.refused - self._refused > _MOST_REFUSALS:
             self.abort("the instance sends requests itself and does not read that they are refused")
+            self.lane.changed()
         else:
             self.schedule()
 
@@ -156,12 +193,23 @@ class Channel(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._release()
         self.lane.changed()
 
+    def tend(self, now: float) -> None:
+        """Look at the time."""
+        unwritten = self._transport.get_write_buffer_size() if self.paused and self.open else 0
+        if not unwritten or self.mux.pending or self._stuck[1] != unwritten:
+            self._stuck = now, unwritten
+        elif now - self._stuck[0] >= _STUCK:
+            self.abort(f"the instance reads nothing: {unwritten} bytes wait for it")
+            self.lane.changed()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
+        self.open = self.paused = False
         self.why = self.why or (str(exc) if exc else "the connection was closed")
         self.lost.set()
+        self._release()
         self.lane.lost(self)
 
     def close(self) -> None:

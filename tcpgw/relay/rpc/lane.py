@@ -40,8 +40,11 @@ class Lane:
     instance that does not read, others waiting), requests go through `send` and the queue.
     """
 
-    def __init__(self, target: Target, service: RpcService, connections: int, *, exclusive: bool) -> None:
+    def __init__(
+        self, target: Target, service: RpcService, connections: int, *, exclusive: bool, bulk: bool = False
+    ) -> None:
         self.service = service
+        self.bulk = bulk
         self.channels: list[Channel] = []  # connected
         self.queue: FairQueue[RpcSession, Call] = FairQueue(service.settings.queue)
         self.open = False
@@ -49,10 +52,12 @@ class Lane:
         self.settled = asyncio.Event()  # set when a first try to connect has ended
         self.failed = False  # the last try to connect did
         self.failure = ""
+        self.endpoint = target.endpoint
         self._target = target
         self._exclusive = exclusive
         self._most = connections
         self._closing = False
+        self._broken = False  # the log says so
         self._tasks: list[asyncio.Task[None]] = []
         self._grow()
 
@@ -61,7 +66,7 @@ class Lane:
         loop = asyncio.get_running_loop()
         wanted = min(self._most, len(self._tasks) + 1) if self._exclusive else self._most
         while len(self._tasks) < wanted:
-            self._tasks.append(loop.create_task(self._keep(), name=f"channel to {self._target.endpoint}"))
+            self._tasks.append(loop.create_task(self._keep(), name=f"channel to {self.endpoint}"))
 
     # ---- connections ----
 
@@ -74,7 +79,7 @@ class Lane:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self.service.connect_timeout):
-                    await loop.create_connection(lambda c=channel: c, *self._target.endpoint)  # type: ignore[misc]
+                    await loop.create_connection(lambda c=channel: c, *self.endpoint)  # type: ignore[misc]
             except OSError as exc:
                 self._failed(exc)
             else:
@@ -92,6 +97,9 @@ class Lane:
                 self.channels.append(channel)
                 self.failed, self.failure = False, ""
                 self.settled.set()
+                if self._broken:
+                    self._broken = False
+                    log.info("channel_restored", service=self.service.name, endpoint=str(self.endpoint))
                 self.changed()
             await channel.lost.wait()
         finally:
@@ -104,31 +112,30 @@ class Lane:
         timeout = self.service.connect_timeout
         why = f"no answer within {timeout:g} s" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
         if why != self.failure:  # once, not with every try
-            log.warning(
-                "channel_failed", service=self.service.name, endpoint=str(self._target.endpoint), error=why
-            )
-        self.failed, self.failure = True, why
+            log.warning("channel_failed", service=self.service.name, endpoint=str(self.endpoint), error=why)
+        self.failed, self.failure, self._broken = True, why, True
         self.settled.set()
         self.changed()
         if not self.channels:
-            self.service.reroute(self.queue.take_all())
+            self.service.reroute(self.take_all())
 
     def lost(self, channel: Channel) -> None:
         """A connection is gone, and what was under way on it."""
         if channel in self.channels:
             self.channels.remove(channel)
-        if not self._closing:
+        if not self._closing and not channel.given_up:
+            self._broken = True
             log.info(
                 "channel_lost",
                 service=self.service.name,
-                endpoint=str(self._target.endpoint),
+                endpoint=str(self.endpoint),
                 pending=len(channel.mux.pending),
                 why=channel.why,
             )
         self.changed()
         self.service.lost(self._target, channel)
         if not self.channels:
-            self.service.reroute(self.queue.take_all())
+            self.service.reroute(self.take_all())
 
     async def close(self) -> None:
         """End every connection. Idempotent; nothing is left open."""
@@ -163,7 +170,9 @@ class Lane:
 
     def send(self, call: Call) -> bool:
         """Send a request now, if there is room."""
-        channel = self.channel() if not call.is_request or self._target.room > 0 else None
+        if call.is_request and self._target.room <= 0:
+            return False
+        channel = self.only or self.channel()
         if channel is None:
             return False
         self._send(call, channel)
@@ -171,25 +180,29 @@ class Lane:
 
     def _send(self, call: Call, channel: Channel) -> None:
         pieces, body = self.service.outgoing(call)
+        if not channel.scheduled:
+            channel.schedule()
         if call.is_request:
-            batch = (call.client, time.monotonic(), call.rule, call)
+            batch = (call.client, channel.turn, call.rule, call)
             call.attempts.append((channel, channel.mux.enter(call.message, body, pieces, batch)))
             self._target.begin(1)
         else:
             channel.mux.tell(call.message, body, pieces)
-        call.tried.append(self._target.endpoint)
-        channel.schedule()
-        self.service.sent(call)
+        call.tried.append(self.endpoint)
+        call.until = 0.0
+        channel.put(call.body, self.service.sent(call))
 
-    def wait(self, call: Call, until: float) -> bool:
-        """Keep a request until there is room. False: the queue is full."""
-        if not self.queue.push(call.client, call, call.rule.priority, until):
-            return False
+    def wait(self, call: Call) -> Call | None:
+        """Keep a request until there is room. Returns the one that has no place: the greatest flood's."""
+        refused = self.queue.push(call.client, call, call.rule.priority, call.until)
+        if refused is call:
+            return call
         self.open = False
+        self.service.crowded.add(self)
         call.client.waits_in(self)
         if self._exclusive:
             self._grow()
-        return True
+        return refused
 
     def give_up(self, channel: Channel) -> None:
         """A request is not awaited any more: replace its connection where that is exclusive.
@@ -211,7 +224,21 @@ class Lane:
             call = queue.pop()
             if call is None:
                 break
-            if not call.done:
+            if call.client.gone:
+                self.service.forget(call)
+            elif not call.done:
                 self._send(call, channel)
         self.open = not queue and not self._exclusive and self.channel() is not None
         self.only = self.channels[0] if len(self.channels) == 1 and self.open else None
+        if not queue:
+            crowded = self.service.crowded
+            crowded.discard(self)
+            while crowded and (channel := self.channel()) is not None and self._target.room > 0:
+                if (call := self.service.spare(self, self._target)) is None:
+                    break
+                self._send(call, channel)
+
+    def take_all(self) -> list[Call]:
+        """Take what waits, for another place."""
+        self.service.crowded.discard(self)
+        return self.queue.take_all()

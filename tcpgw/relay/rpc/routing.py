@@ -53,6 +53,15 @@ class Rule:
         self.failed = 0  # answered with an error of the gateway's
         self.latency = Histogram()
 
+    @property
+    def ordinary(self) -> bool:
+        """Whether it only says how long its requests may take and which of those that wait comes first.
+
+        They can pass in runs then. Where they have to wait, a Call remembers each, and its rule.
+        """
+        special = self.denied or self.idempotent or self.service is not None or self.limit is not None
+        return not special
+
 
 class Rules:
     """A method's rule: the one of its exact name, else of the longest prefix that fits, else `default`."""
@@ -122,13 +131,30 @@ class Routing:
         self._split_key = split_key
         self._keys = keys
         stays = split_key.stays and all(key.stays for key in keys.values())
-        # Where no request needs looking at, all of a client's go the same way, in runs.
-        self.plain = rules.default if stays and len(rules.all) == 1 and deadline is None else None
+        # Where only the names of requests need looking at, all of a client's go the same way, in runs; where
+        # not even these, in longer ones.
+        self.by_name = stays and deadline is None
+        self.looks = not self.by_name  # whether the parameters are
+        self.plain = rules.default if self.by_name and len(rules.all) == 1 else None
+        self._by_name: dict[bytes, Rule | None] = {}
 
     def home(self, client: Address | None) -> tuple[RpcService, int]:
         """The service and the position of a client whose requests all have one key."""
         service = self._choose(self._split_key.of_client(client))
         return service, self._keys[service].of_client(client)
+
+    def ordinary(self, codec: Codec, name: bytes) -> Rule | None:
+        """The rule of requests with this name, as encoded, where they can pass in runs."""
+        known = self._by_name
+        if name in known:
+            return known[name]
+        if not name:
+            return None
+        rule = self.rules.of(codec.method(name))
+        found = rule if rule.ordinary else None
+        if len(known) < _REMEMBERED:
+            known[name] = found
+        return found
 
     def find(
         self,

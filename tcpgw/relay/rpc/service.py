@@ -1,9 +1,9 @@
 """A service as rpc listeners see it: requests go to the best endpoint with room, again where that is safe.
 
 What a request may meet, in order: a candidate with room sends it; else the first candidate's queue keeps it
-for at most `queue_timeout`; else the client is told. A connection that breaks gives back what was on it:
-requests that were never sent go to the next candidate, sent ones only where their method is idempotent, both
-within the retry budget.
+for at most `queue_timeout`, and whoever has room first takes it from there; else the client is told. A
+connection that breaks gives back what was on it: requests that were never sent go to the next candidate, sent
+ones only where their method is idempotent, both within the retry budget.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _SWEEP = 0.05
 # Seconds that a retired endpoint's requests may take to finish.
 _DRAIN = 30.0
+# Requests of a queue among which one is looked for that has not been at an endpoint yet.
+_LOOKED_AT = 8
 # What renumbering may add to a frame: the client's id may be shorter than ours.
 _GROWTH = 64
 
@@ -73,6 +75,7 @@ class RpcService:
         self.connect_timeout = connect_timeout
         self.observes = observes  # whether the policy looks at latencies
         self.targets: dict[Endpoint, Target] = {}
+        self.crowded: set[Lane] = set()  # where something waits
         self.retries = RetryBudget(settings.retry_budget)
         self.hedges = HedgeBudget(settings.hedge_budget)
         self.expired = 0  # requests whose deadline passed
@@ -84,12 +87,14 @@ class RpcService:
         self._closing: set[asyncio.Task[None]] = set()
         self._least_timeout = 3600.0
         self._running = asyncio.Event()
+        self._stopping = False
         self._active = 0  # requests under way when the last connection broke
         self._hedging: dict[Rule, Hedging] = {}
 
     def new_mux(self) -> Mux:
         protocol = self._protocol
-        return Mux(protocol.instance, protocol.client, protocol.max_frame + _GROWTH, framed=protocol.framed)
+        most = protocol.max_frame + _GROWTH
+        return Mux(protocol.instance, protocol.client, most, self.memory, framed=protocol.framed)
 
     def expect(self, rules: Iterable[Rule], *, own_deadlines: bool) -> None:
         """Tell which rules its requests will have. Call for each listener before `run`."""
@@ -141,11 +146,12 @@ class RpcService:
         for hedging in self._hedging.values():
             hedging.close()
         targets = [*self.targets.values(), *self._retired]
+        self._stopping = True
         self.targets = {}  # nothing goes anywhere any more
         for target in targets:
             for lane in target.lanes:
-                for call in lane.queue.take_all():
-                    self.fail(call, Code.NO_ENDPOINT, "the gateway is stopping")
+                for call in lane.take_all():
+                    self.fail(call, Code.NO_ENDPOINT, f"service {self.name} {self._nobody()}")
         await asyncio.gather(*(target.close() for target in targets), *self._closing)
 
     # ---- requests ----
@@ -164,25 +170,37 @@ class RpcService:
 
     def submit(self, call: Call) -> None:
         """Send, keep or fail a request: after this it is somebody's."""
+        if call.client.gone:
+            self._finish(call)
+            return
         lane = self._send(call)
         if lane is True:
             return
         if lane is None and call.tried:
-            self.fail(call, Code.UPSTREAM_LOST, "no other endpoint takes it", call.tried[-1])
+            self.fail(call, Code.UPSTREAM_LOST, f"{call.cause}; no other endpoint takes it", call.tried[-1])
             return
         if lane is None:
-            known = "but none is connected" if self.targets else "as discovery found none"
-            text = f"service {self.name} has no endpoint that takes requests, {known}"
-            self.fail(call, Code.NO_ENDPOINT, text)
+            self.fail(call, Code.NO_ENDPOINT, f"service {self.name} {self._nobody()}")
             return
         if not call.held:
-            if not self.memory.take(call.body):
+            if not self.memory.keep(call.body):
                 self.fail(call, Code.OVERLOADED, "the gateway holds as many bytes as rpc_memory allows")
                 return
             call.held = call.body
-        until = min(call.deadline, time.monotonic() + self.settings.queue_timeout)
-        if not lane.wait(call, until):
-            self.fail(call, Code.OVERLOADED, f"{self.settings.queue} requests wait already")
+        call.until = call.until or min(call.deadline, time.monotonic() + self.settings.queue_timeout)
+        if refused := lane.wait(call):
+            waiting = f"{self.settings.queue} requests wait for {lane.endpoint} already"
+            self.fail(refused, Code.OVERLOADED, waiting)
+
+    def _nobody(self) -> str:
+        """Why no endpoint takes a request."""
+        if self._stopping:
+            return "is being stopped"
+        if not self.targets:
+            return "has no endpoint: discovery found none"
+        target = next(iter(self.targets.values()))
+        why = target.main.failure or "lost just now"
+        return f"reaches none of its {len(self.targets)} endpoints ({target.endpoint}: {why})"
 
     def _send(self, call: Call) -> Lane | Literal[True] | None:
         """Send to the first candidate with room: True. Else the lane to wait in, or None without any."""
@@ -203,6 +221,29 @@ class RpcService:
                 break
         return waiting or hoped
 
+    def spare(self, lane: Lane, target: Target) -> Call | None:
+        """A request that waits elsewhere, and that this lane may send as it has room and nothing waits here.
+
+        Only where load may move requests at all; the most crowded gives.
+        """
+        if not self.pool.spills or target.retired_at is not None:
+            return None
+        others = [other for other in self.crowded if other.bulk == lane.bulk and other is not lane]
+        for other in sorted(others, key=lambda other: len(other.queue), reverse=True):
+            for _ in range(min(len(other.queue), _LOOKED_AT)):
+                call = other.queue.pop()
+                if not other.queue:
+                    other.changed()
+                if call is None or call.done:
+                    continue
+                if call.client.gone:
+                    self.forget(call)
+                elif target.endpoint not in call.tried:
+                    return call
+                else:
+                    self.submit(call)
+        return None
+
     def reroute(self, calls: Iterable[Call]) -> None:
         """Find another place for requests that waited where nothing is any more."""
         for call in calls:
@@ -220,18 +261,24 @@ class RpcService:
         field = self._protocol.client.put_number(head, call.field, left)
         return [head[:start], field, head[end:], *pieces[1:]], call.body + len(field) - (end - start)
 
-    def sent(self, call: Call) -> None:
-        """A request was given to a connection. What it held is freed, unless it may be sent again."""
+    def sent(self, call: Call) -> int:
+        """A request was given to a connection, and with it what it held, unless it may be sent again.
+
+        Returns how much that is: for the connection to give back when it is written.
+        """
         if not call.is_request:
+            held, call.held = call.held, 0
             self._finish(call)
             call.client.settle()
-        elif not call.keep:
+            return held
+        if not call.keep:
             call.pieces = None
-            self.memory.give(call.held)
-            call.held = 0
-        elif call.rule.hedge is not None and len(call.tried) == 1:
+            held, call.held = call.held, 0
+            return held
+        if call.rule.hedge is not None and len(call.tried) == 1:
             self.hedges.deposit()
             self._hedging[call.rule].add(call)
+        return 0
 
     # ---- ends of a request ----
 
@@ -246,6 +293,17 @@ class RpcService:
         if call.rule.hedge is not None:
             self._hedging[call.rule].observe(now - call.started)
         call.client.deliver(parts, 1)
+
+    def answer_lost(self, batch: Batch, token: bytes, code: Code, text: str, channel: Channel) -> None:
+        """The answer came and cannot be passed on. Another would be as large: nothing is tried again."""
+        client, _, rule, call = batch
+        endpoint = channel.lane.endpoint
+        if call is None:
+            rule.failed += 1
+            client.fail(token, code, text, endpoint)
+        elif not call.done:
+            call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
+            self.fail(call, code, text, endpoint)
 
     def fail(self, call: Call, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
         """Answer in an instance's stead."""
@@ -326,8 +384,13 @@ class RpcService:
         else:
             call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
             call.tried.remove(endpoint)
-            if call.pieces is None:  # as it went out: its deadline was put in then
-                call.pieces, call.body, call.field = pieces, len(pieces[0]), None
+            if call.pieces is None:  # as it went out: with the deadline that was put in then
+                longer, call.pieces, call.body = len(pieces[0]) - call.body, pieces, len(pieces[0])
+                if call.field is not None:
+                    start, end = call.field
+                    call.field = start, end + longer
+        if not call.held and self.memory.keep(call.body):
+            call.held = call.body
         return call
 
     def _retry(self, call: Call, text: str, endpoint: Endpoint, *, sent: bool) -> None:
@@ -345,6 +408,7 @@ class RpcService:
             self.fail(call, Code.UPSTREAM_LOST, f"{text}; the retry budget is spent", endpoint)
         else:
             call.retrying = True
+            call.cause = text
             call.retries += sent
             self.retried += 1
             self.submit(call)
@@ -361,12 +425,14 @@ class RpcService:
     # ---- time ----
 
     def _sweep(self, now: float) -> None:
+        self.memory.relieve(now)
         for target in [*self.targets.values(), *self._retired]:
             for lane in target.lanes:  # before others make room for what is too late itself
                 if lane.queue:
                     self._expire_waiting(lane, now)
             for channel in list(target.channels):
                 self._expire(target, channel, now)
+                channel.tend(now)
         for target in [*self._retired]:
             self._close_retired(target, now)
 

@@ -8,6 +8,9 @@ A client is not read while it is `full`: it has `max_inflight` requests unanswer
 answers, or waits for memory for a large frame. So what it can make the gateway hold is bounded, and only it
 waits. An instance is never kept waiting for a client: one whose unread answers grow beyond its share of
 `rpc_memory` is cut off.
+
+Without counting what is in `Memory`, a client takes at most `buffer` bytes of answers and one read of
+requests (256 KiB in uvloop).
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from typing import TYPE_CHECKING, cast
 from tcpgw.errors import Code, FrameTooLargeError, ProtocolError
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.rpc.call import Call
-from tcpgw.relay.sockets import drop
-from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler
+from tcpgw.relay.sockets import drop, unacknowledged
+from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler, Verdict, too_large
 from tcpgw.wire.codec import LARGE, Kind, Message, Piece
 from tcpgw.wire.msgpack_scan import MsgpackSplitter
 
@@ -38,12 +41,16 @@ _MOST_HANDLED = 256
 # Bytes of a request in which its fields are looked for: fewer than a large frame's first piece always has, so
 # that it does not depend on how the bytes came.
 _LOOK = LARGE // 2
-# Bytes of unread answers from which a client is slow: what any gateway's buffer holds, and nothing is lost.
-_HIGH_WATER = 256 * 1024
+# Bytes from which a run is counted on its channel: smaller ones are bounded by how many clients there are.
+_COUNTED = 4096
 # Of rpc_memory, what one client's unread answers may take.
 _SHARE = 4
 # Seconds from our FIN that a client has to read, and to stop sending.
 _LINGER = 2.0
+# Seconds of a drain after which a client that never pauses is not read any more.
+_LAST_CALL = 5.0
+# Seconds in which nobody's reading is judged.
+_MOMENT = 0.5
 # The first bytes of a MessagePack-RPC message without a length: an array of 3 or 4. A length would be 2 GiB.
 _BARE = frozenset(b"\x93\x94\xdc\xdd")
 
@@ -56,12 +63,14 @@ class RpcSession(asyncio.Protocol):
         "_assembler",
         "_bare",
         "_begun",
+        "_by_name",
         "_client",
         "_early",
         "_epoch",
         "_error",
         "_handled",
         "_lanes",
+        "_last",
         "_loads",
         "_loop",
         "_most",
@@ -78,8 +87,8 @@ class RpcSession(asyncio.Protocol):
         "_share",
         "_slow_since",
         "_target",
+        "_told",
         "_transport",
-        "_unread",
         "_write",
         "answers",
         "bulky",
@@ -120,7 +129,8 @@ class RpcSession(asyncio.Protocol):
         self._early = early  # read before its transport was made
         self._loop = plane.loop
         self._most = plane.settings.max_inflight
-        self._plain = None if plane.rewrites else plane.routing.plain
+        self._plain = plane.routing.plain
+        self._by_name = plane.routing.by_name
         self._assembler: FrameAssembler | ObjectAssembler | None = None
         self._bare = False  # it speaks without lengths
         self._transport: asyncio.Transport | None = None
@@ -132,11 +142,12 @@ class RpcSession(asyncio.Protocol):
         self._loads = self._pool.loads
         self._lanes: set[Lane] = set()  # where something of it has waited
         self._after = False  # something is to be looked at after an answer
+        self._last = False  # nothing more is read of it: it is being drained and never pauses
         self._paused = False
         self._resuming = False
         self._handled = 0  # messages since it was resumed
-        self._reserved = 0  # bytes, for the large frame that is being read
-        self._unread = 0  # bytes of answers, as last seen while it is slow
+        self._reserved = False  # memory, for the large frame that is being read
+        self._told: list[bytes] = []  # errors of this turn
         self._slow_since: tuple[float, int] | None = None
         self._begun: tuple[float, int] | None = None
         self._quiet_since = connection.opened
@@ -148,7 +159,7 @@ class RpcSession(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._transport.set_write_buffer_limits(high=self._plane.settings.buffer)
         self._write = self._transport.write
         if self._early:
             self.data_received(self._early)
@@ -175,10 +186,9 @@ class RpcSession(asyncio.Protocol):
         max_frame = self._plane.settings.max_frame
         self._bare = self._plane.may_be_bare and first in _BARE
         if self._bare:
-            self._plain = None
             self._assembler = ObjectAssembler(self, max_frame, MsgpackSplitter(max_frame))
         else:
-            self._assembler = FrameAssembler(self, max_frame)
+            self._assembler = FrameAssembler(self, max_frame, self._plane.inner)
         return self._assembler
 
     def eof_received(self) -> bool:
@@ -188,48 +198,50 @@ class RpcSession(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._after = True
-        self._slow_since = (monotonic(), self.sent)
+        self._slow_since = (monotonic(), self._delivered)
         self._fill()
 
     def resume_writing(self) -> None:
         self._slow_since = None
-        self._plane.unread -= self._unread
-        self._unread = 0
+        self._plane.memory.owe(self, 0)
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._leave()
-        self._plane.unread -= self._unread
-        self._unread = 0
         fin = Reason.CLIENT_FIN if self.ended or exc is None else Reason.CLIENT_RESET
         self._on_end(self._reason or fin, self._error)
 
     def _leave(self) -> None:
         """Nothing that it asked is wanted any more."""
         self.gone = self._after = True
+        self.full = True  # the rest of what it sent is not looked at
         self._write = _nothing
-        memory = self._plane.memory
-        memory.leave(self._wake)
-        memory.give(self._reserved)
-        self._reserved = 0
-        for lane in self._lanes:
+        self._plane.memory.leave(self)
+        self._reserved = False
+        lanes, self._lanes = self._lanes, set()
+        for lane in lanes:
             for call in lane.queue.drop(self):
                 lane.service.forget(call)
+        for lane in lanes:
             lane.changed()  # with less that waits it may be open again
-        self._lanes.clear()
 
     # ---- requests ----
 
     def take(self, data: bytes, pos: int) -> int:
         """As `Sink.take`: pass on in runs what needs no closer look."""
-        rule = self._plain
-        if rule is None:
+        rule, name = self._plain, b""
+        if rule is None and not self._by_name:
             return pos
         room = self._most - self.inflight
         size = len(data)
         pool, loads = self._pool, self._loads
         while pos < size and room > 0:
+            if self._plain is None:
+                name = self._plane.answers.name_at(data, pos)
+                rule = self._plane.routing.ordinary(self._plane.answers, name)
+            if rule is None:
+                break
             target = self._target  # mostly it is still the right one, and can take more
             if (
                 target is None
@@ -255,14 +267,18 @@ class RpcSession(asyncio.Protocol):
                 break
             if not channel.scheduled:
                 channel.schedule()
-            pos, count = channel.mux.pass_run(data, pos, limit, (self, channel.turn, rule, None))
+            begun = pos
+            pos, count = channel.mux.pass_run(data, pos, limit, (self, channel.turn, rule, None), name)
             if not count:
                 break
             load.inflight += count
             loads.total += count
+            rule.requests += count
             self.requests += count
             self.inflight += count
             room -= count
+            if pos - begun > _COUNTED:
+                channel.put(pos - begun)
         if room <= 0:
             self._fill()
         return pos
@@ -277,26 +293,27 @@ class RpcSession(asyncio.Protocol):
             self._share = pool.share(home) if home else 0.0
         # To ask for what is not sent then would cost an endpoint its turn.
         whole = len(data) - pos > 4 and pos + 4 + int.from_bytes(data[pos : pos + 4], "big") <= len(data)
-        return self.service.choose(self.position) if whole and not self.bulky else None
+        if not whole or self.bulky or not self._plane.answers.name_at(data, pos):
+            return None
+        return self.service.choose(self.position)
 
     def whole(self, data: bytes, pos: int, end: int, tail: Sequence[Piece]) -> None:
         """As `Sink.whole`: one message, by its rule."""
-        plane, held = self._plane, self._reserved
-        self._reserved = 0
+        memory = self._plane.memory
+        held = memory.whole(self) if tail else 0
+        self._reserved = False
         try:
-            message = plane.codec(bare=self._bare).read(data, pos, end)
-            if plane.rewrites and not self._bare:
-                plane.check(data, pos, end, tail)
+            message = self._plane.codec(bare=self._bare).read(data, pos, end)
         except ProtocolError:
-            plane.memory.give(held)
+            memory.give(held)
             raise
         if message.kind == Kind.ANSWER:
-            plane.memory.give(held)
+            memory.give(held)
             raise ProtocolError("an answer, though nothing was asked of this client")
         call = self._call(message, data, end, tail)
         if held:
             call.held = min(held, call.body)
-            plane.memory.give(held - call.held)
+            memory.give(held - call.held)
         self.inflight += 1
         if message.kind == Kind.REQUEST:
             self.requests += 1
@@ -323,7 +340,7 @@ class RpcSession(asyncio.Protocol):
     def _dispatch(self, call: Call, data: bytes) -> None:
         routing, rule, message = self._plane.routing, call.rule, call.message
         codec = self._plane.codec(bare=self._bare)
-        head = data[message.rest : message.rest + min(call.body, _LOOK)]
+        head = data[message.rest : message.rest + min(call.body, _LOOK)] if routing.looks else b""
         service, call.position = routing.find(
             codec, message.method, head, rule, (self.service, self.position), self._client
         )
@@ -343,19 +360,40 @@ class RpcSession(asyncio.Protocol):
             service.fail(call, Code.DEADLINE_EXCEEDED, "its deadline had passed when it came")
             return
         if rule.idempotent and call.is_request:
-            call.keep = call.held > 0 or self._plane.memory.take(call.body)
+            call.keep = call.held > 0 or self._plane.memory.keep(call.body)
             call.held = call.held or call.body * call.keep
         service.submit(call)
 
-    def admit(self, size: int) -> bool:
+    def admit(self, data: bytes, pos: int, total: int) -> Verdict:  # noqa: ARG002 - whoever asks, has to wait
         """As `Sink.admit`."""
-        memory = self._plane.memory
-        if memory.take(size):
-            self._reserved = size
-            return True
-        memory.wait(self._wake)
+        if self._reserved or self._plane.memory.begin(self, total):
+            self._reserved = True
+            return Verdict.KEEP
         self._fill()
-        return False
+        return Verdict.WAIT
+
+    def sends(self, seconds: float, rate: int) -> bool:
+        """As `memory.Client.sends`."""
+        return self.full or self._held >= seconds * rate
+
+    def reads(self, now: float, rate: int) -> bool:
+        """As `memory.Client.reads`. A moment is needed to tell."""
+        if self._slow_since is None:
+            return True
+        since, read = self._slow_since
+        return now - since < _MOMENT or self._delivered - read >= (now - since) * rate
+
+    def granted(self) -> None:
+        """As `memory.Client.granted`."""
+        self._reserved = True
+        # Also while much of it is under way: it was not full when it asked.
+        if not self._resuming and self._slow_since is None:
+            self._resuming = True
+            self._loop.call_soon(self._resume)
+
+    def oversized(self, data: bytes, pos: int, size: int) -> bool:  # noqa: ARG002
+        """As `Sink.oversized`."""
+        raise too_large(size, self._plane.settings.max_frame)
 
     def waits_in(self, lane: Lane) -> None:
         """Something of this client waits there: to be taken back when it goes."""
@@ -400,12 +438,20 @@ class RpcSession(asyncio.Protocol):
             return
         self.errors[code] += 1
         frame = self._plane.answers.error(token, code, text, str(endpoint) if endpoint else None)
-        if self._bare:
-            frame = frame[4:]
-        self.sent += len(frame)
-        self._write(frame)
+        if not self._told:
+            self._loop.call_soon(self._tell)
+        self._told.append(frame[4:] if self._bare else frame)
         if self._after:
             self._look()
+
+    def _tell(self) -> None:
+        """Write the errors of this turn, all at once: uvloop sends with each write."""
+        if not self._told:
+            return
+        data = b"".join(self._told)
+        self._told.clear()
+        self.sent += len(data)
+        self._write(data)
 
     def settle(self) -> None:
         """A notification waits no more."""
@@ -434,20 +480,17 @@ class RpcSession(asyncio.Protocol):
             return
         if self._slow_since is not None and self._overflows():
             return
-        if self.full and not self._resuming and self._slow_since is None and 2 * self.inflight <= self._most:
+        waits = self._slow_since is not None or 2 * self.inflight > self._most
+        if self.full and not self._resuming and not waits:
             # Not at once: whoever calls this may be in the middle of this client's own requests.
             self._resuming = True
             self._loop.call_soon(self._resume)
-        if (self.ended or self.draining) and not self.inflight and not self.full:
+        if (self.ended or self.draining) and not self.inflight and (not self.full or self._last):
             self._loop.call_soon(self._finish)  # for the same reason
-
-    def _wake(self) -> None:
-        """There is memory again."""
-        self._look()
 
     def _resume(self) -> None:
         self._resuming = False
-        if self.gone or self._transport is None or self._slow_since is not None:
+        if self.gone or self._last or self._transport is None or self._slow_since is not None:
             return
         self.full = False
         self._after = self.ended or self.draining or self.bulky
@@ -472,14 +515,20 @@ class RpcSession(asyncio.Protocol):
         """Whether what it has not read is too much, alone or with what all others have not; ends it."""
         assert self._transport is not None  # noqa: S101
         plane, unread = self._plane, self._transport.get_write_buffer_size()
-        plane.unread += unread - self._unread
-        self._unread = unread
-        share = max(plane.memory.limit // _SHARE, plane.settings.max_frame + _HIGH_WATER)  # one answer always
-        if unread <= share and plane.unread <= plane.memory.limit:
-            return False
-        self._error = f"{unread} bytes of answers are unread"
-        self.abort(Reason.SLOW_READER, reset=True)
-        return True
+        plane.memory.owe(self, unread)
+        if self.gone:
+            return True
+        # One answer always, as nobody can read it faster than it comes.
+        share = max(plane.memory.limit // _SHARE, plane.settings.max_frame + plane.settings.buffer)
+        if unread > share:
+            self.cut(f"{unread} bytes of its answers are unread")
+        return self.gone
+
+    def cut(self, why: str) -> None:
+        """As `memory.Client.cut`."""
+        self._error = why
+        self._leave()
+        self.abort(Reason.FRAME_TIMEOUT if self._slow_since is None else Reason.SLOW_READER, reset=True)
 
     # ---- ends ----
 
@@ -492,23 +541,25 @@ class RpcSession(asyncio.Protocol):
         answers = self._plane.answers
         if answers.unknown is not None:
             code = Code.FRAME_TOO_LARGE if large else Code.BAD_FRAME
-            frame = answers.error(answers.unknown, code, self._error)[4 if self._bare else 0 :]
-            self.sent += len(frame)
-            self._write(frame)
+            frame = answers.error(answers.unknown, code, self._error)
+            self._told.append(frame[4:] if self._bare else frame)
+        self._tell()
         self._hang_up()
         if self._transport is not None:
             self._loop.call_later(_LINGER, self._transport.abort)
 
     def _finish(self) -> None:
         """End, if everything that came is answered. What is not whole by then never will be after FIN."""
-        if self.gone or self.inflight or self.full or self._transport is None:
+        if self.gone or self.inflight or self._slow_since is not None or self._transport is None:
             return
+        if self.full and not self._last:
+            return
+        self._tell()
         if self.ended and self._held:
             self._refuse(ProtocolError("FIN within a frame"))
         elif self.ended:
-            self._reason = self._reason or Reason.CLIENT_FIN
             self._transport.close()
-        elif not self._held:
+        elif not self._held or self._last:
             self._reason = self._reason or Reason.DRAINED
             self._hang_up()
             self._loop.call_later(_LINGER, self._transport.close)
@@ -532,24 +583,46 @@ class RpcSession(asyncio.Protocol):
             drop(self._transport, reset=reset or self._transport.get_write_buffer_size() > 0)
 
     def drain(self) -> None:
-        """End when everything that was asked is answered: at the boundary of a frame, both ways."""
+        """End when everything that was asked is answered: at the boundary of a frame, both ways.
+
+        A client that goes on asking is not read any more after a while: what it asks then was never taken.
+        """
         self.draining = self._after = True
+        self._loop.call_later(_LAST_CALL, self._stop_reading)
         self._look()
+
+    def _stop_reading(self) -> None:
+        if not self.gone and self._transport is not None:
+            self._last = True
+            self._fill()
+            self._look()
 
     def tend(self, now: float) -> None:
         settings = self._plane.settings
-        moved = self.received + self.sent
+        moved = self.received + self._delivered
         if moved != self._seen or self.inflight:
             self._seen, self._quiet_since = moved, now
-        elif now - self._quiet_since >= settings.idle_timeout:
+        quiet = now - self._quiet_since
+        if self.ended and quiet >= settings.fin_timeout:
+            self.abort(Reason.FIN_TIMEOUT, reset=True)
+        elif quiet >= settings.idle_timeout:
             self.abort(Reason.IDLE_TIMEOUT, reset=False)
-            return
         if self.gone:
             return  # it has the time to read why
         if self._begun_too_long(now):
             self.abort(Reason.FRAME_TIMEOUT, reset=True)
         elif self._slow_since is not None:
             self._tend_slow(now)
+
+    @property
+    def _delivered(self) -> int:
+        """Bytes that have left this host, where some still wait here; else all that were sent.
+
+        The kernel alone does not tell: it takes more only when a third of its megabytes is free.
+        """
+        transport = self._transport
+        waiting = transport.get_write_buffer_size() if transport is not None else 0
+        return self.sent - waiting - unacknowledged(transport) if transport and waiting else self.sent
 
     def _begun_too_long(self, now: float) -> bool:
         """Whether it has been within one frame for too long, while it was read."""
@@ -561,19 +634,18 @@ class RpcSession(asyncio.Protocol):
         return self._begun is not None and now - self._begun[0] >= self._plane.settings.frame_timeout
 
     def _tend_slow(self, now: float) -> None:
-        """A client that reads nothing at all for frame_timeout is not slow but stuck."""
+        """Who reads less than its buffer in frame_timeout is not slow but stuck, or wants to be."""
         assert self._slow_since is not None  # noqa: S101
         assert self._transport is not None  # noqa: S101
+        settings = self._plane.settings
+        # What it has read meanwhile is others' to use.
+        self._plane.memory.owe(self, self._transport.get_write_buffer_size())
         since, read = self._slow_since
-        unread = self._transport.get_write_buffer_size()
-        self._plane.unread += unread - self._unread  # what it has read meanwhile is others' to use
-        self._unread = unread
-        now_read = self.sent - unread
-        if now_read != read:
+        now_read = self._delivered
+        if now_read - read >= settings.buffer:
             self._slow_since = (now, now_read)
-        elif now - since >= self._plane.settings.frame_timeout:
-            self._error = f"no byte of its answers was read for {self._plane.settings.frame_timeout:g} s"
-            self.abort(Reason.SLOW_READER, reset=True)
+        elif now - since >= settings.frame_timeout:
+            self.cut(f"{now_read - read} bytes of its answers were read within {settings.frame_timeout:g} s")
 
     def facts(self) -> dict[str, object]:
         """How many requests, and how many of them were answered with which error of the gateway's."""

@@ -21,13 +21,14 @@ class Target:
         self.endpoint = endpoint
         self.load = service.pool.loads.of(endpoint)
         self.retired_at: float | None = None
+        self._bulk_first = False
         self._service = service
         settings = service.settings
         self.limit = settings.max_inflight
         self.main = Lane(self, service, settings.connections, exclusive=settings.exclusive)
         # An exclusive connection makes nobody wait behind anybody.
         bulk = bool(settings.bulk) and not settings.exclusive
-        self.bulk = Lane(self, service, 1, exclusive=False) if bulk else None
+        self.bulk = Lane(self, service, 1, exclusive=False, bulk=True) if bulk else None
 
     @property
     def lanes(self) -> Iterator[Lane]:
@@ -71,8 +72,9 @@ class Target:
         loads.end(self.endpoint, count)
         if seconds and self._service.observes:
             loads.observe(self.endpoint, seconds)
-        for lane in self.lanes:
-            if lane.queue:
+        if self._service.crowded:
+            self._bulk_first = not self._bulk_first  # or the one would always find the room gone
+            for lane in reversed([*self.lanes]) if self._bulk_first else self.lanes:
                 lane.changed()
 
     def retire(self, now: float) -> None:
@@ -80,7 +82,7 @@ class Target:
         self.retired_at = now
         for lane in self.lanes:
             lane.open = False
-            self._service.reroute(lane.queue.take_all())
+            self._service.reroute(lane.take_all())
 
     def revive(self) -> None:
         """Back in the snapshot before it was closed."""

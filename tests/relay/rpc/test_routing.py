@@ -228,4 +228,39 @@ def test_requests_that_need_no_look_are_plain() -> None:
     assert routing_of({A: key()}, split=key(field=(0,))).plain is None
     deadline = Routing(rules_of(), lambda _: A, key(), {A: key()}, deadline=(1,))
     assert deadline.plain is None
+    assert deadline.looks
+    assert not deadline.by_name
     assert deadline.deadline == (1,)
+
+
+def encoded(method: str) -> bytes:
+    packed: bytes = msgpack.packb(method)
+    return packed
+
+
+def test_names_alone_decide_where_nothing_else_is_looked_at() -> None:
+    """Requests of rules that only time and rank them pass in runs of one name; the others are looked at."""
+    special = {
+        "idempotent": rule("idempotent", idempotent=True),
+        "limited": rule("limited", limit=5),
+        "admin.*": rule("admin.*", denied=True),
+        "elsewhere": rule("elsewhere", service=B),
+    }
+    timed = {"timed": rule("timed", priority=2)}
+    routing = routing_of({A: key(), B: key()}, rules=Rules(rule("default"), special | timed))
+    assert routing.by_name
+    assert not routing.looks
+    for _ in range(2):  # the second time it is remembered
+        for method in ("idempotent", "limited", "admin.stop", "elsewhere"):
+            assert routing.ordinary(CODEC, encoded(method)) is None
+        assert routing.ordinary(CODEC, encoded("timed")) is timed["timed"]
+        assert routing.ordinary(CODEC, encoded("any")) is routing.rules.default
+        assert routing.ordinary(CODEC, b"") is None
+
+
+def test_names_are_remembered_up_to_a_limit() -> None:
+    """Clients choose them, so however many come, all are answered and few are kept."""
+    routing = routing_of({A: key()}, rules=rules_of("one"))
+    for place in range(3000):
+        assert routing.ordinary(CODEC, encoded(f"name {place}")) is routing.rules.default
+    assert len(routing._by_name) == 1024
