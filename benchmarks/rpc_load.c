@@ -1,18 +1,22 @@
 /* A closed-loop load generator for framed RPC that checks every answer.
  *
- *     rpc_load PROTOCOL HOST PORT CONNECTIONS DEPTH PAYLOAD WARM_UP SECONDS [PID…]
+ *     rpc_load [--deadline MS] PROTOCOL HOST PORT CONNECTIONS DEPTH PAYLOAD WARM_UP SECONDS [PID…]
  *
  * PROTOCOL is msgpack or thrift. Each of CONNECTIONS keeps DEPTH requests of PAYLOAD bytes in flight; an
  * answer is followed by the next request at once. One JSON object is printed: what was answered within
  * SECONDS, latencies, and the CPU time in that window of this process and of each PID.
  *
- * The window opens WARM_UP seconds after every connection has had an answer, and connections are closed
- * after it: what opening and closing them costs is in no figure. That is also why the CPU clocks are read
+ * The window opens WARM_UP seconds after every connection has had an answer. It stays open longer than SECONDS
+ * until there have been as many answers as there are requests in flight. Connections are closed after it: what opening and closing them costs is in no figure. That is also why the CPU clocks are read
  * here, at the window's edges, and not by who starts this program.
  *
  * Each payload begins with the number of its connection and its id. An answer that is not, byte for byte,
  * that of a request in flight on its connection ends the program with 1, and so does a request that is never
  * answered. rpc_instance.c shows the messages.
+ *
+ * With --deadline each request also says that it may take MS milliseconds, and the instance's echo tells what
+ * it was told. That must be less, and more than nothing: someone on the way has to keep the deadline and pass
+ * on what is left of it, or what is measured is not what that costs.
  */
 #define _GNU_SOURCE
 #include "rpc_channel.h"
@@ -27,7 +31,8 @@
 enum {
     EVENTS = 1024,
     STAMP = 8,         /* bytes of a payload that are its own */
-    MAX_PART = 32,     /* what stands before or after an id */
+    MAX_PART = 64,     /* what stands before or after an id */
+    NUMBER = 8,        /* bytes of a deadline: a double, which tells the least time spent */
     MAX_WIDTH = 5,     /* of an id */
     SUB_BUCKETS = 128, /* per power of two: a latency is known to 0.8 % */
     MAX_PIDS = 64,
@@ -43,6 +48,7 @@ struct part {
 struct form {
     struct part head;
     struct part middle;
+    size_t deadline_at; /* in the middle; 0: there is none */
 };
 
 struct request {
@@ -67,6 +73,7 @@ static struct {
     uint32_t connections;
     uint32_t depth;
     size_t payload;
+    double deadline; /* in milliseconds; 0: requests say nothing of one */
     uint64_t warm_up;
     uint64_t window;
     int clocks;
@@ -149,10 +156,10 @@ static void add_byte(struct part *part, size_t byte)
     part->bytes[part->size++] = (uint8_t)byte;
 }
 
-static void add_number(struct part *part, size_t number, int width)
+static void add_number(struct part *part, uint64_t number, int width)
 {
     while (width-- > 0)
-        add_byte(part, number >> 8 * width);
+        add_byte(part, (uint8_t)(number >> 8 * width));
 }
 
 /* The header of the payload: a MessagePack bin in its shortest form, as every encoder writes it. */
@@ -163,21 +170,50 @@ static void add_bin(struct part *part, size_t size)
     add_number(part, size, width);
 }
 
+static void add_part(struct part *part, struct part more)
+{
+    memcpy(part->bytes + part->size, more.bytes, more.size);
+    part->size += more.size;
+}
+
+/* Open a map or struct of a deadline and the payload, which then stands for the payload alone. The deadline
+ * comes first: who looks for it need not pass over the payload. */
+static void add_deadline(struct form *form)
+{
+    struct part *middle = &form->middle;
+    uint64_t bits;
+    memcpy(&bits, &options.deadline, sizeof bits);
+    add_part(middle, options.thrift ? PART("\4\0\1") : PART("\x82\xab" "deadline_ms" "\xcb"));
+    form->deadline_at = middle->size;
+    add_number(middle, bits, NUMBER);
+    add_part(middle, options.thrift ? PART("\x0b\0\2") : PART("\xa7" "payload"));
+}
+
+static void prepare_form(struct form *form, struct part head, struct part middle)
+{
+    *form = (struct form){.head = head, .middle = middle};
+    if (options.deadline > 0)
+        add_deadline(form);
+    if (options.thrift)
+        add_number(&form->middle, options.payload, 4);
+    else
+        add_bin(&form->middle, options.payload);
+}
+
 static void prepare_messages(void)
 {
-    struct form *request = &messages.request, *answer = &messages.answer;
+    bool in_struct = options.deadline > 0;
     if (options.thrift) {
-        *request = (struct form){PART("\x80\1\0\1\0\0\0\4echo"), PART("\x0b\0\1")};
-        *answer = (struct form){PART("\x80\1\0\2\0\0\0\4echo"), PART("\x0b\0\0")};
-        add_number(&request->middle, options.payload, 4);
-        add_number(&answer->middle, options.payload, 4);
+        struct part argument = in_struct ? PART("\x0c\0\1") : PART("\x0b\0\1");
+        struct part result = in_struct ? PART("\x0c\0\0") : PART("\x0b\0\0");
+        prepare_form(&messages.request, PART("\x80\1\0\1\0\0\0\4echo"), argument);
+        prepare_form(&messages.answer, PART("\x80\1\0\2\0\0\0\4echo"), result);
     } else {
-        *request = (struct form){PART("\x94\0"), PART("\xa4" "echo" "\x91")};
-        *answer = (struct form){PART("\x94\1"), PART("\xc0\xdd\0\0\0\1")};
-        add_bin(&request->middle, options.payload);
-        add_bin(&answer->middle, options.payload);
+        prepare_form(&messages.request, PART("\x94\0"), PART("\xa4" "echo" "\x91"));
+        prepare_form(&messages.answer, PART("\x94\1"), PART("\xc0\xdd\0\0\0\1"));
     }
-    size_t end = options.thrift ? 1 : 0; /* Thrift's stop byte; a MessagePack array needs none */
+    /* Thrift's stop bytes, one for each struct; MessagePack's arrays and maps need none. */
+    size_t end = !options.thrift ? 0 : in_struct ? 2 : 1;
     messages.filling_size = options.payload - STAMP + end;
     messages.filling = calloc(1, messages.filling_size);
     messages.batch = malloc(options.depth * (options.payload + 2 * MAX_PART + LENGTH));
@@ -252,6 +288,28 @@ static bool is_part(const uint8_t *at, const struct part *part)
     return memcmp(at, part->bytes, part->size) == 0;
 }
 
+/* As is_part, of the middle of an answer: of a deadline it need only hold one. */
+static bool is_middle(const uint8_t *at, const struct form *form)
+{
+    size_t same = form->deadline_at;
+    if (same == 0)
+        return is_part(at, &form->middle);
+    size_t next = same + NUMBER;
+    return memcmp(at, form->middle.bytes, same) == 0 &&
+           memcmp(at + next, form->middle.bytes + next, form->middle.size - next) == 0;
+}
+
+/* Ends the program where the instance was told no deadline that is shorter than the client's. */
+static void check_deadline(const struct connection *connection, const uint8_t *number)
+{
+    uint64_t bits = (uint64_t)get32(number) << 32 | get32(number + 4);
+    double told;
+    memcpy(&told, &bits, sizeof told);
+    if (!(told > 0 && told < options.deadline)) /* nor NaN */
+        fail("connection %u: of a deadline of %g ms the instance was told %g: nobody on the way kept it",
+             connection->number, options.deadline, told);
+}
+
 /* Find the request that a message answers. Ends the program where there is none, or one byte is wrong. */
 static struct request *answered(struct connection *connection, const uint8_t *message, size_t size)
 {
@@ -271,10 +329,12 @@ static struct request *answered(struct connection *connection, const uint8_t *me
     struct request *request = &connection->requests[id % slots];
     uint8_t expected_id[MAX_WIDTH];
     size_t expected_width = (size_t)(put_id(expected_id, id) - expected_id);
-    if (width != expected_width || memcmp(id_at, expected_id, width) != 0 || !is_part(middle, &form->middle) ||
+    if (width != expected_width || memcmp(id_at, expected_id, width) != 0 || !is_middle(middle, form) ||
         get32(stamp) != connection->number || request->id != id || request->started == 0 ||
         memcmp(stamp + STAMP, messages.filling, messages.filling_size) != 0)
         mismatch(connection, message, size);
+    if (form->deadline_at > 0)
+        check_deadline(connection, middle + form->deadline_at);
     return request;
 }
 
@@ -387,6 +447,12 @@ static void read_clocks(double sign, uint64_t time)
         run.cpu[index] += sign * cpu_seconds(options.clock[index]);
 }
 
+/* Thousands of answers may come at a time: a window shorter than that takes would count what was between. */
+static bool has_turned_over(void)
+{
+    return run.answers >= (uint64_t)options.connections * options.depth;
+}
+
 static void enter(enum phase phase, uint64_t time)
 {
     run.phase = phase;
@@ -413,7 +479,7 @@ static bool proceed(void)
         }
         return true;
     case MEASURING:
-        if (passed >= options.window) {
+        if (passed >= options.window && (has_turned_over() || passed > options.window + PATIENCE)) {
             read_clocks(1, time);
             enter(DRAINING, time);
         }
@@ -453,8 +519,16 @@ static void print_results(void)
 static void read_arguments(int count, char **arguments)
 {
     enum { PROTOCOL = 1, HOST, PORT, CONNECTIONS, DEPTH, PAYLOAD, WARM_UP, SECONDS, FIRST_PID };
+    if (count > 2 && strcmp(arguments[1], "--deadline") == 0) {
+        options.deadline = atof(arguments[2]);
+        if (!(options.deadline > 0))
+            fail("%s: a deadline is some milliseconds", arguments[2]);
+        count -= 2;
+        arguments += 2;
+    }
     if (count < FIRST_PID || count > FIRST_PID + MAX_PIDS)
-        fail("usage: rpc_load PROTOCOL HOST PORT CONNECTIONS DEPTH PAYLOAD WARM_UP SECONDS [PID...]");
+        fail("usage: rpc_load [--deadline MS] "
+             "PROTOCOL HOST PORT CONNECTIONS DEPTH PAYLOAD WARM_UP SECONDS [PID...]");
     options.thrift = strcmp(arguments[PROTOCOL], "thrift") == 0;
     if (!options.thrift && strcmp(arguments[PROTOCOL], "msgpack") != 0)
         fail("%s: the protocol is msgpack or thrift", arguments[PROTOCOL]);

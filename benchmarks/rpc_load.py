@@ -15,8 +15,9 @@ CODECS = {"msgpack": "msgpack-rpc", "thrift": "thrift-framed"}  # by the name of
 # Bytes in flight above which a run would measure the memory, not the proxies: of the whole matrix only
 # 64 KiB at 500 connections and depth 16 is, with 500 MiB.
 MOST_IN_FLIGHT = 64 << 20
-# Seconds in which rpc_load may open its connections and wait for the last answers; its own limits are lower.
-PATIENCE = 60
+# Seconds in which rpc_load may open its connections, prolong its window and wait for the last answers; its
+# own limits are lower.
+PATIENCE = 90
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,16 @@ def run(
     core: int | None,
     proxy: Sequence[int],
     instance: Sequence[int],
+    deadline: int | None = None,
 ) -> Load:
     """Load one path and check every answer. `proxy` and `instance` are the pids whose CPU time counts.
 
-    Raises BenchmarkError where an answer was wrong or missing.
+    `deadline`: the milliseconds that each request says it has left. Raises BenchmarkError where an answer was
+    wrong or missing, or the instance was told no shorter deadline.
     """
+    said = () if deadline is None else ("--deadline", deadline)
     what = (workload.protocol, *address, workload.connections, workload.depth, workload.payload)
-    command = [str(program), *map(str, (*what, warm_up, seconds, *proxy, *instance))]
+    command = [str(program), *map(str, (*said, *what, warm_up, seconds, *proxy, *instance))]
     return read(call(pinned(command, core), timeout=warm_up + seconds + PATIENCE), len(proxy))
 
 

@@ -13,12 +13,18 @@ from processes import BenchmarkError, Child, call, first_line, free_ports
 from rpc_load import CODECS
 from testbed import Cores, Testbed, installed
 
+# The gateway as it comes, and with more and more configured.
+GATEWAYS = ("tcpgw", "tcpgw+rules", "tcpgw+deadline")
+# Milliseconds that requests through a path say they have left; through the others they say nothing. Less than
+# the rule's time-out, so that it is the request's word that counts, and more than any takes.
+DEADLINES = {"tcpgw+deadline": 8000}
+
 # Who relays bytes does the same with Thrift's as with MessagePack's: HAProxy alone is measured with both,
 # because it is what the others are compared with. Envoy is its tcp_proxy before MessagePack, its thrift_proxy
 # before Thrift.
 PATHS = {
-    "msgpack": (DIRECT, "haproxy", "nginx", "envoy", "tcpgw"),
-    "thrift": (DIRECT, "haproxy", "envoy", "tcpgw"),
+    "msgpack": (DIRECT, "haproxy", "nginx", "envoy", *GATEWAYS),
+    "thrift": (DIRECT, "haproxy", "envoy", *GATEWAYS),
 }
 
 
@@ -54,11 +60,16 @@ class RpcTestbed(Testbed):
     def prepare(
         cls, peers: Sequence[Peer], folder: Path, *, cores: Cores, log_connections: bool
     ) -> "RpcTestbed":
-        """Compile, choose ports, write configurations. Raises BenchmarkError without a C compiler."""
+        """Compile, choose ports, write configurations.
+
+        Raises BenchmarkError without a C compiler, and where none of the peers is installed.
+        """
         load_program, instance_program = (
             rpc_load.build(name, folder) for name in ("rpc_load", "rpc_instance")
         )
         found, left_out = installed(peers)
+        if not found:
+            raise BenchmarkError(f"there is nothing to measure: {'; '.join(left_out)}")
         ports = iter(free_ports(1 + len(CODECS) * len(found)))
         instance = Address("127.0.0.1", next(ports))
 

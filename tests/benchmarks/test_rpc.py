@@ -1,32 +1,23 @@
-"""What the rpc benchmark computes, and that its load generator finds every wrong answer."""
+"""What the rpc benchmark asks of whom, and what it makes of the answers."""
 
 import json
 import shutil
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import rpc
 import rpc_load
-from peers import Address, Forward, Plan, envoy, tcpgw
-from processes import BenchmarkError, free_ports, start
+from peers import RPC_PEERS, Address, Forward, Peer, Plan, envoy
 from report import Aim, Results, Sample, summary, verdicts
-from rpc_load import LEFT_OUT, WORKLOADS, Load, Workload, read
-from rpc_testbed import PATHS
+from rpc_load import LEFT_OUT, WORKLOADS, Workload
+from rpc_testbed import DEADLINES, GATEWAYS, PATHS, RpcTestbed
+from testbed import Cores
 
 from tcpgw.config.load import loads
 
-ANSWER = {
-    "answers": 1000,
-    "seconds": 0.5,
-    "p50_us": 40.0,
-    "p99_us": 90.0,
-    "load_cpu": 0.1,
-    "cpu": [0.2, 0.1, 0.05],
-}
 PLAN = Plan(
     [
         Forward(name, Address("127.0.0.1", port), Address("127.0.0.1", 9), codec)
@@ -35,35 +26,6 @@ PLAN = Plan(
     Path("unused.log"),
     log_connections=True,
 )
-
-
-# ---- what was measured ----
-
-
-def test_load_is_read() -> None:
-    """Rate, latencies in ms and CPU per request come from the answer; the proxy's processes are added up."""
-    found = read(json.dumps(ANSWER), proxies=2)
-    assert found == pytest.approx(Load(1000.0, 2000.0, 0.04, 0.09, 0.0003, 0.00005, 0.0001))
-
-
-def test_direct_path_has_no_proxy_cpu() -> None:
-    """Without a proxy all CPU time is the instance's."""
-    load = read(json.dumps(ANSWER | {"cpu": [0.05]}), proxies=0)
-    assert (load.cpu, load.instance_cpu) == (None, 0.00005)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not what it prints"),
-        ("{}", "answers"),
-        (json.dumps(ANSWER | {"answers": 0}), "nothing was answered"),
-    ],
-)
-def test_load_without_figures_is_an_error(text: str, message: str) -> None:
-    """An answer without figures is refused and shown, never read as a rate."""
-    with pytest.raises(BenchmarkError, match=message):
-        read(text, proxies=0)
 
 
 # ---- what is asked ----
@@ -76,9 +38,9 @@ def test_only_what_would_measure_memory_is_left_out() -> None:
 
 
 def test_each_protocol_has_its_reference() -> None:
-    """Every protocol is measured direct, through HAProxy and through tcpgw, and Thrift through Envoy too."""
+    """Every protocol is measured direct, through HAProxy and every tcpgw, and Thrift through Envoy too."""
     assert set(PATHS) == set(rpc_load.CODECS)
-    assert all({"direct", "haproxy", "tcpgw"} <= set(paths) for paths in PATHS.values())
+    assert all({"direct", "haproxy", *GATEWAYS} <= set(paths) for paths in PATHS.values())
     assert "envoy" in PATHS["thrift"]
 
 
@@ -92,15 +54,53 @@ def test_envoy_reads_frames_of_thrift_alone() -> None:
     }
 
 
-def test_tcpgw_accepts_its_configuration(tmp_path: Path) -> None:
+VARIANTS = [peer for peer in RPC_PEERS if peer.name in GATEWAYS]
+
+
+@pytest.mark.parametrize("peer", VARIANTS, ids=GATEWAYS)
+def test_tcpgw_accepts_its_configuration(tmp_path: Path, peer: Peer) -> None:
     """What tcpgw is given it reads as an rpc listener per codec, with room for every request in flight."""
-    config = loads(tcpgw(PLAN), tmp_path)
+    config = loads(peer.configure(PLAN), tmp_path)
     assert [(each.mode, each.codec.name) for each in config.listener] == [
         ("rpc", "msgpack-rpc"),
         ("rpc", "thrift-framed"),
     ]
     most = max(workload.connections * workload.depth for workload in WORKLOADS)
-    assert all(service.rpc.max_inflight >= most for service in config.service)
+    assert all(min(service.rpc.max_inflight, service.rpc.queue) >= most for service in config.service)
+    assert all(each.max_inflight >= max(w.depth for w in WORKLOADS) for each in config.listener)
+
+
+@pytest.mark.parametrize("peer", VARIANTS[1:], ids=GATEWAYS[1:])
+def test_rules_concern_the_load(tmp_path: Path, peer: Peer) -> None:
+    """What is called has a rule among others, whose time-out only the deadline of a request undercuts."""
+    for listener in loads(peer.configure(PLAN), tmp_path).listener:
+        echo = listener.methods["echo"]
+        assert not isinstance(echo, str)
+        assert echo.timeout is not None
+        assert DEADLINES.get(peer.name, 0) / 1000 < echo.timeout < listener.request_timeout
+        assert listener.methods["admin.*"] == "deny"
+        assert (listener.deadline is not None) == (peer.name in DEADLINES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rounds 0", "--rounds"),
+        ("--only fifo", "argument --only: invalid choice: 'fifo'"),
+        ("--peers squid", "argument --peers: squid: choose among haproxy"),
+        ("--only thrift --peers nginx", "--peers nginx: not measured with --only thrift"),
+        ("--minutes nan", "--minutes"),
+        ("--json /nowhere/file", "--json /nowhere/file: there is no such folder"),
+    ],
+)
+def test_bad_option_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    """What cannot be measured is refused before anything runs, by the name of its option."""
+    monkeypatch.setattr(sys, "argv", ["rpc.py", "--cores", "none", *options.split()])
+    with pytest.raises(SystemExit, match="2"):
+        rpc.arguments()
+    assert message in capsys.readouterr().err
 
 
 # ---- what is reported ----
@@ -132,6 +132,34 @@ def test_aims_bound_from_below_and_above() -> None:
         ],
         False,
     )
+
+
+def test_further_gateway_is_held_to_the_same_aims() -> None:
+    """Beside tcpgw's lines, tcpgw+rules has a count and the aims that it misses, and fails them alike."""
+    rates = {"haproxy": 100, "tcpgw": 125, "tcpgw+rules": 90}
+    results = Results([samples("a", path, rate=rate) for path, rate in rates.items()])
+    aims = [Aim("a", "haproxy", 1.25), Aim("a", "haproxy", 0.5), Aim("b", "haproxy", 1.0, binding=False)]
+    lines, met = rpc.held(results, aims, list(rates))
+    assert (lines[-2:], met) == (
+        ["tcpgw+rules: 1 of 2 met", "tcpgw+rules, a: at least 1.25 of haproxy: 0.90, MISSED"],
+        False,
+    )
+    assert rpc.held(results, aims, ["haproxy", "tcpgw"]) == verdicts(results, aims)
+
+
+def test_variants_are_shown_beside_tcpgw() -> None:
+    """What more a variant costs is a ratio to tcpgw for each workload; without one there is no table."""
+    name = "msgpack-64x1x1"
+    results = Results(
+        [samples(name, "tcpgw", cpu=1e-5, p50=1.0), samples(name, "tcpgw+rules", rate=80, cpu=2e-5, p50=1.5)]
+    )
+    text = rpc.extras("msgpack", results, ["tcpgw", "tcpgw+rules"])
+    assert [" ".join(row.split()) for row in text.splitlines()] == [
+        "msgpack-rpc, x tcpgw",
+        "workload +rules request/s +rules CPU +rules p50",
+        "64x1x1 0.80 2.00 1.50",
+    ]
+    assert rpc.extras("msgpack", results, ["tcpgw"]) == ""
 
 
 def test_ratio_without_an_aim_is_told_only() -> None:
@@ -170,158 +198,22 @@ def test_table_shows_who_was_busy() -> None:
     ]
 
 
-# ---- the C programs ----
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which("cc") is None, reason="cc is not installed (Debian package gcc)"
-)
+# ---- all together ----
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("programs")
-    return {name: rpc_load.build(name, folder) for name in ("rpc_load", "rpc_instance")}
+@pytest.mark.skipif(shutil.which("cc") is None, reason="cc is not installed (Debian package gcc)")
+def test_every_gateway_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gateway answers what its path asks, in both protocols, and keeps deadlines where there are some.
 
-
-def load(programs: dict[str, Path], workload: Workload, address: Address, instance: list[int]) -> Load:
-    return rpc_load.run(
-        programs["rpc_load"],
-        workload,
-        address,
-        warm_up=0.02,
-        seconds=0.1,
-        core=None,
-        proxy=[],
-        instance=instance,
-    )
-
-
-@needs_compiler
-@pytest.mark.parametrize("protocol", rpc_load.CODECS)
-@pytest.mark.parametrize("shape", [(8, 1, 1), (200, 3, 16), (300_000, 2, 4)])
-def test_instance_answers_the_load(
-    programs: dict[str, Path], tmp_path: Path, protocol: str, shape: tuple[int, int, int]
-) -> None:
-    """Requests of any size and depth are answered and every answer passes the check, in both protocols."""
-    address = Address("127.0.0.1", free_ports(1)[0])
-    command = [str(programs["rpc_instance"]), *map(str, address)]
+    Once its time is over nothing is measured any more.
+    """
+    monkeypatch.setattr(rpc, "WARM_UP", 0.02)
+    bed = RpcTestbed.prepare(VARIANTS, tmp_path, cores=Cores(None, None), log_connections=True)
+    workloads = [Workload(protocol, 64, 3, 4) for protocol in rpc_load.CODECS]
     with ExitStack() as ending:
-        instance = start("rpc_instance", command, log=tmp_path / "log", core=None)
-        ending.callback(instance.stop)
-        instance.wait_until(lambda: accepts(address))
-        found = load(programs, Workload(protocol, *shape), address, instance.pids())
-    assert found.amount > 0
-    assert found.instance_cpu > 0
-    assert 0 < found.p50 <= found.p99 < 100
-
-
-def accepts(address: Address) -> bool:
-    try:
-        socket.create_connection(address, timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-Answer = Callable[[bytes], bytes]
-
-
-@pytest.fixture
-def instance() -> Iterator[Callable[[Answer], Address]]:
-    """Serve one connection, each request with what the test makes of it."""
-    with ExitStack() as ending:
-
-        def serve(answer: Answer) -> Address:
-            listener = ending.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
-            thread = threading.Thread(target=talk, args=(listener, answer))
-            thread.start()
-            ending.callback(thread.join)
-            return Address(*listener.getsockname())
-
-        yield serve
-
-
-def talk(listener: socket.socket, answer: Answer) -> None:
-    connection, _ = listener.accept()
-    with connection, connection.makefile("rb") as requests:
-        while length := requests.read(4):
-            reply = answer(requests.read(int.from_bytes(length)))
-            try:
-                connection.sendall(reply)
-            except OSError:  # the load has seen enough
-                return
-            if not reply:
-                return
-
-
-def framed(message: bytes) -> bytes:
-    return len(message).to_bytes(4) + message
-
-
-def msgpack_answer(request: bytes) -> bytes:
-    """Answer as rpc_instance does: the method's name gives way to no error and the longest array header."""
-    head, _, payload = request.partition(b"\xa4echo\x91")
-    return b"\x94\x01" + head[2:] + b"\xc0\xdd\0\0\0\1" + payload
-
-
-def thrift_answer(request: bytes) -> bytes:
-    return request[:3] + b"\2" + request[4:18] + b"\0" + request[19:]
-
-
-def with_byte(answer: bytes, at: int, value: int) -> bytes:
-    return answer[:at] + bytes([value]) + answer[at + 1 :]
-
-
-STAMP = b"\0\0\0\0\0\0\0\1"  # with which a payload begins: of connection 0, request 1
-HONEST = {"msgpack": msgpack_answer, "thrift": thrift_answer}
-LIES: dict[str, Answer] = {
-    "the last byte of the payload differs": lambda answer: framed(answer[:-2] + b"?" + answer[-1:]),
-    "its id differs": lambda answer: framed(with_byte(answer, 2 if answer[0] == 0x94 else 15, 2)),
-    "the id in its payload differs": lambda answer: framed(answer.replace(STAMP, STAMP[:7] + b"\2")),
-    "it is of another connection": lambda answer: framed(answer.replace(STAMP, b"\0\0\0\7" + STAMP[4:])),
-    "it is too short": lambda answer: framed(answer[:-1]),
-    "it is too long": lambda answer: framed(answer + b"\0"),
-    "it comes twice": lambda answer: framed(answer) * 2,
-    "it is the request": lambda answer: framed(answer[:1] + b"\0" + answer[2:]),
-    "it is empty": lambda _: framed(b""),
-}
-
-
-@needs_compiler
-@pytest.mark.parametrize("protocol", rpc_load.CODECS)
-def test_honest_answers_pass(
-    programs: dict[str, Path], instance: Callable[[Answer], Address], protocol: str
-) -> None:
-    """What the tests below spoil is right before they do."""
-    address = instance(lambda request: framed(HONEST[protocol](request)))
-    assert load(programs, Workload(protocol, 64, 1, 1), address, []).amount > 0
-
-
-@needs_compiler
-@pytest.mark.parametrize("protocol", rpc_load.CODECS)
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_wrong_answer_fails_the_run(
-    programs: dict[str, Path], instance: Callable[[Answer], Address], protocol: str, lie: Answer
-) -> None:
-    """A single answer that is not the request's own, in any way, makes the run fail and is shown."""
-    address = instance(lambda request: lie(HONEST[protocol](request)))
-    with pytest.raises(BenchmarkError, match="answer none of its requests"):
-        load(programs, Workload(protocol, 64, 1, 1), address, [])
-
-
-@needs_compiler
-def test_error_answer_fails_the_run(programs: dict[str, Path], instance: Callable[[Answer], Address]) -> None:
-    """An answer in which the gateway reports an error is no answer, and its text is readable."""
-    address = instance(lambda request: framed(b"\x94\x01" + request[2:3] + b"\x81\xa4code\xaaoverloaded\xc0"))
-    with pytest.raises(BenchmarkError, match=r"code\.overloaded"):
-        load(programs, Workload("msgpack", 64, 1, 1), address, [])
-
-
-@needs_compiler
-def test_closed_connection_fails_the_run(
-    programs: dict[str, Path], instance: Callable[[Answer], Address]
-) -> None:
-    """A connection that ends with requests in flight makes the run fail."""
-    address = instance(lambda _: b"")
-    with pytest.raises(BenchmarkError, match="was closed"):
-        load(programs, Workload("thrift", 64, 1, 1), address, [])
+        running = bed.start(ending)
+        late = time.monotonic() + 300
+        found = list(rpc.measure(bed, running, workloads, rounds=1, seconds=0.05, until=late))
+        assert not list(rpc.measure(bed, running, workloads, rounds=1, seconds=0.05, until=0))
+    assert [sample.path for sample in found] == ["direct", *GATEWAYS] * 2
+    assert all(sample.amount > 0 for sample in found)
