@@ -237,7 +237,7 @@ class GatewayProcess:
                 members.update(line["added"])
             case "channel_lost":
                 self.pending_on[line["endpoint"]] += line["pending"]
-            case "connection_closed":
+            case "connection_closed" if "tries" in line:  # on the rpc plane it had no endpoint of its own
                 self.second_choice += line["tries"] > 1
                 if line["endpoint"] in self.watched:
                     self.ended_on.setdefault(line["endpoint"], set()).add(line["client"])

@@ -134,7 +134,7 @@ class _Screen:
     def _show_connection(self, event: dict[str, Any]) -> None:
         if event["event"] == "connection_closed":
             # A connection whose requests are balanced one by one has no endpoint.
-            where = f" at {event['endpoint']}" if event["endpoint"] else ""
+            where = f" at {event['endpoint']}" if event.get("endpoint") else ""
             size = f"{event['bytes_in']} bytes in, {event['bytes_out']} out"
             asked = f"requests: {event['requests']}, " if "requests" in event else ""
             end = f"{event['duration'] * 1000:.1f} ms, {event['reason']}"
