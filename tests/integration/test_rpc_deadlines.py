@@ -69,11 +69,12 @@ async def test_waiting_counts() -> None:
     """The time that a request waits for an endpoint is part of its time."""
     instance = Instance(hold)
     service = 'rpc = { max_inflight = 1, queue_timeout = "20s" }'
-    async with bed(instance, service=service, listener='request_timeout = "1s"') as g:
+    times = 'request_timeout = "1s"\nmethods = { "hasty" = { timeout = "400ms" } }'
+    async with bed(instance, service=service, listener=times) as g:
         client, watch = await g.client(), Watch()
         client.ask(1, "a")
         client.ask(2, "b")
-        client.ask(3, "c")
+        client.ask(3, "c", method="hasty")  # over before there is room
         await until(lambda: instance.held)
         await asyncio.sleep(0.7)
         instance.answer_all()
