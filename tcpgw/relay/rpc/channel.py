@@ -113,7 +113,7 @@ class Channel(asyncio.Protocol):
         try:
             runs = mux.receive(data)
         except ProtocolError as exc:
-            self._break(exc)
+            self._fault(f"the instance broke the protocol: {exc}")
             return
         now = monotonic()
         answered = alike = 0
@@ -148,10 +148,11 @@ class Channel(asyncio.Protocol):
         if mux.parts:  # refusals of what the instance asked
             self._refuse()
         if mux.broken is not None:
-            self._break(mux.broken)
+            self._fault(f"the instance broke the protocol: {mux.broken}")
 
-    def _break(self, exc: ProtocolError) -> None:
-        self.abort(f"the instance broke the protocol: {exc}")
+    def _fault(self, why: str) -> None:
+        """End, for what the instance did. The lane looks at once: connection_lost comes in a later turn."""
+        self.abort(why)
         self.lane.changed()
 
     def _answer_large(self, now: float) -> None:
@@ -175,15 +176,13 @@ class Channel(asyncio.Protocol):
 
     def _refuse(self) -> None:
         if self.paused and self.mux.refused - self._refused > _MOST_REFUSALS:
-            self.abort("the instance sends requests itself and does not read that they are refused")
-            self.lane.changed()
+            self._fault("the instance sends requests itself and does not read that they are refused")
         else:
             self.schedule()
 
     def eof_received(self) -> bool:
         # At once, whatever is unsent: no answer can come any more, and who is sent here would wait in vain.
-        self.abort("the instance closed the connection")
-        self.lane.changed()
+        self._fault("the instance closed the connection")
         return False
 
     def pause_writing(self) -> None:
@@ -202,8 +201,7 @@ class Channel(asyncio.Protocol):
         if not unwritten or self.mux.pending or self._stuck[1] != unwritten:
             self._stuck = now, unwritten
         elif now - self._stuck[0] >= _STUCK:
-            self.abort(f"the instance reads nothing: {unwritten} bytes wait for it")
-            self.lane.changed()
+            self._fault(f"the instance reads nothing: {unwritten} bytes wait for it")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = self.paused = False
