@@ -29,7 +29,7 @@ from tcpgw.discovery.source import Source
 from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
 from tcpgw.observe import logs
-from tcpgw.process.limits import calm_collector, fitting, needed_files, raise_open_files
+from tcpgw.process.limits import calm_collector, fitting, keep_heap, needed_files, raise_open_files
 from tcpgw.process.signals import ending
 
 log = structlog.get_logger()
@@ -87,6 +87,7 @@ def run(config: ConfigFile) -> None:
 async def _serve(config: schema.Config) -> None:
     config = _fitted(config, raise_open_files())
     calm_collector()
+    keep_heap()
     with ending() as end:
         async with AsyncExitStack() as stack:
             gateway = Gateway(config)

@@ -1,5 +1,7 @@
 import gc
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -64,3 +66,25 @@ def test_the_collector_looks_seldom() -> None:
     cycle.append(cycle)
     del cycle
     assert gc.collect() >= 1
+
+
+FAULTS = """
+import resource
+from tcpgw.process.limits import keep_heap
+assert keep_heap() and keep_heap()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def read(times):
+    for _ in range(times):
+        blocks = [bytes(1 << 18) for _ in range(8)]
+read(10)
+before = faults()
+read(100)
+print(faults() - before)
+"""
+
+
+def test_memory_that_is_used_again_is_kept() -> None:
+    """Reads of 256 KiB take no pages from the kernel that earlier ones have had: each has 64."""
+    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 100
