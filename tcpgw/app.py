@@ -47,6 +47,7 @@ from tcpgw.relay.sockets import bind_socket
 from tcpgw.relay.stream_plane import Choose, StreamPlane
 from tcpgw.relay.upstream import Hash, Upstream
 from tcpgw.wire.codec import Codec
+from tcpgw.wire.field import Field
 from tcpgw.wire.frames import PRESETS, FrameSplitter, LengthField, Splitter
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 from tcpgw.wire.msgpack_scan import MsgpackSplitter
@@ -168,7 +169,7 @@ class Gateway:
             (lambda position: routed[split.choose(position)]) if len(routed) > 1 else (lambda _: first),
             _make_key(split_by, settings.name, hashing.SPLIT_SEED),
             keys,
-            deadline=settings.deadline,
+            deadline=Field(settings.deadline) if settings.deadline else None,
         )
         return RpcPlane(
             settings,
@@ -281,7 +282,7 @@ def _make_key(key: str, listener: str, seed: int) -> Key:
         return Key(make_hash("source_ip", listener, seed), of_bytes, by_method=True)
     if key in {"source_ip", "source_ip_port", "listener"}:
         return Key(make_hash(key, listener, seed), of_bytes)
-    return Key(make_hash("source_ip", listener, seed), of_bytes, field=parse_path(key))
+    return Key(make_hash("source_ip", listener, seed), of_bytes, field=Field(parse_path(key)))
 
 
 def _make_splitter(listener: schema.Listener) -> Callable[[], Splitter]:

@@ -98,7 +98,7 @@ class FrameAssembler:
     @property
     def partial(self) -> bool:
         """Whether a message has begun and was not passed on, be it one of which nothing is held."""
-        return self._missing > 0 or self.held > 0
+        return self._missing > 0 or (self._data is not None and self._pos < len(self._data))
 
     def feed(self, data: bytes) -> None:
         """Give what was read. Raises ProtocolError; `held` then tells where, and this is spent."""

@@ -10,9 +10,9 @@ runs of these in one call with everything inline, because a call for each would 
 request; whatever they stop at is read by `read`. Both ways lead to the same bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tcpgw.errors import Code
 
@@ -31,12 +31,23 @@ Path = tuple[int | str, ...]
 """Where a value stands within a request's parameters: `(0, "session")` for `params[0].session`."""
 
 Piece = bytes | memoryview
-Batch = tuple[Any, float, Any, Any]
-"""What the requests of one read share: their owner, when they came, their rule, and their call or None."""
-Entry = tuple[Batch, bytes]
-"""A request in flight: its batch, and the token that its answer needs."""
-Run = tuple[Batch, list[Piece]]
-"""Answers that follow each other and belong to one batch: PARTS parts for each."""
+
+
+class Batch(Protocol):
+    """What requests that came together share: whatever else their owner wants to know of each."""
+
+    came: float  # seconds, as all times of one table
+
+
+Entry = tuple[Any, bytes, Any]
+"""A request in flight: its owner, the token that its answer needs, and its Batch."""
+Run = tuple[Any, list[Piece], Any]
+"""Answers that follow each other and have one owner and one Batch: PARTS parts for each."""
+
+
+Owner = TypeVar("Owner")
+Glance = tuple[bytes, bytes, int, int]
+"""Of an ordinary request: its token, its name as it is encoded, its `rest`, and its end."""
 
 
 class Kind(IntEnum):
@@ -64,6 +75,8 @@ class Message(NamedTuple):
 class Codec(Protocol):
     """One protocol in one framing. `read` and `answer` raise ProtocolError for what the protocol forbids."""
 
+    lead: int
+    """Bytes with which a span begins that say what its value is, and not its value."""
     unknown: bytes | None
     """The token of a request that could not be read, or None where such a one cannot be answered."""
 
@@ -73,10 +86,10 @@ class Codec(Protocol):
         Those are all of it or, of a large one, at least its first LARGE bytes.
         """
 
-    def request(self, message: Message, body: int, number: int) -> bytes:
+    def request(self, token: bytes, body: int, number: int) -> bytes:
         """What stands before the `body` bytes from `rest` on when the request goes to an instance."""
 
-    def notification(self, message: Message, body: int) -> bytes:
+    def notification(self, token: bytes, body: int) -> bytes:
         """As `request`, of a message that nobody answers."""
 
     def answer(self, message: Message, body: int, token: bytes) -> bytes:
@@ -92,15 +105,36 @@ class Codec(Protocol):
         pending: dict[int, Entry],
         add: Callable[[Piece], object],
         numbers: range,
+        owner: object,
         batch: Batch,
         name: bytes = b"",
     ) -> tuple[int, int]:
         """Pass on the ordinary requests from `pos` on, at most one for each of `numbers`, in order.
 
-        Enters each in `pending` and gives its parts to `add`. Returns the offset after the last one, and the
-        number after the last one used. Stops before what is incomplete or no request, and where a `name` is
-        given before what has another.
+        Enters each in `pending`, for `owner` and `batch`, and gives its parts to `add`. Returns the offset
+        after the last one, and the number after the last one used. Stops before what is incomplete or no
+        request, and where a `name` is given before what has another.
         """
+
+    def take_reads(
+        self,
+        reads: Mapping[Owner, bytes],
+        most: int,
+        pending: dict[int, Entry],
+        add: Callable[[Piece], object],
+        number: int,
+        batch: Batch | None,
+        batches: Mapping[bytes, Batch | None] | None,
+    ) -> tuple[list[tuple[Owner, bytes]], int]:
+        """As `take_requests`, of many owners' reads that are one ordinary request each.
+
+        Of at most `most` bytes, which is below LARGE. Numbers them from `number` on; returns the reads that
+        are anything else, and the next number. Their batch is the one that `batches` has for their name, or
+        `batch` where there are none; one that has None is no ordinary request.
+        """
+
+    def glance(self, data: bytes, pos: int) -> Glance | None:
+        """Look at the ordinary request at `pos`; None where there is none, whole and with a name to see."""
 
     def name_at(self, data: bytes, pos: int) -> bytes:
         """Return the name of the request at `pos` as it is encoded, or b"" where that cannot be seen.
@@ -125,6 +159,12 @@ class Codec(Protocol):
         """Return the span in `data` of a value of a request's parameters, or None where there is none.
 
         Never raises: the instance may make more of what makes no sense here.
+        """
+
+    def end(self, data: bytes, start: int) -> int:
+        """Return where a span that begins at `start` ends, beyond `data` where that is not all there.
+
+        The `lead` bytes from `start` on are those of a span that `find` found.
         """
 
     def key(self, data: bytes, span: tuple[int, int]) -> bytes | None:

@@ -9,24 +9,24 @@ import math
 import struct
 
 from tcpgw.wire.codec import Path
-from tcpgw.wire.msgpack_scan import LENGTHS, RESERVED, skip
+from tcpgw.wire.msgpack_scan import LENGTHS, RESERVED, STEPS, skip
 
 Span = tuple[int, int]
 
 _ARRAY, _MAP = -1, -2
 _TEXTS = {*range(0xA0, 0xC0), 0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB}
-_FLOATS = {0xCA: ">f", 0xCB: ">d"}
+_FLOATS = {0xCA: struct.Struct(">Bf"), 0xCB: struct.Struct(">Bd")}  # with the byte that says so
 _FLOAT_32 = 3.4e38  # a little less than its largest, which rounding may exceed
 _UINT_64, _INT_64 = 0xCF, 0xD3
 _INTEGERS = {
-    0xCC: (">B", range(1 << 8)),
-    0xCD: (">H", range(1 << 16)),
-    0xCE: (">I", range(1 << 32)),
-    _UINT_64: (">Q", range(1 << 64)),
-    0xD0: (">b", range(-1 << 7, 1 << 7)),
-    0xD1: (">h", range(-1 << 15, 1 << 15)),
-    0xD2: (">i", range(-1 << 31, 1 << 31)),
-    _INT_64: (">q", range(-1 << 63, 1 << 63)),
+    0xCC: (struct.Struct(">BB"), range(1 << 8)),
+    0xCD: (struct.Struct(">BH"), range(1 << 16)),
+    0xCE: (struct.Struct(">BI"), range(1 << 32)),
+    _UINT_64: (struct.Struct(">BQ"), range(1 << 64)),
+    0xD0: (struct.Struct(">Bb"), range(-1 << 7, 1 << 7)),
+    0xD1: (struct.Struct(">Bh"), range(-1 << 15, 1 << 15)),
+    0xD2: (struct.Struct(">Bi"), range(-1 << 31, 1 << 31)),
+    _INT_64: (struct.Struct(">Bq"), range(-1 << 63, 1 << 63)),
 }
 
 
@@ -47,6 +47,12 @@ def find(data: bytes, start: int, path: Path) -> Span | None:
     return (pos, end) if end <= len(data) else None
 
 
+def end(data: bytes, start: int) -> int:
+    """Return where the value at `start` ends, beyond `data` where it is not all there."""
+    step = STEPS[data[start]] if start < len(data) else 0
+    return start + step if step > 0 else skip(data, start)
+
+
 def key(data: bytes, span: Span) -> bytes | None:
     """Return a found text or byte string, or a whole number's decimal digits, to hash; None of another type.
 
@@ -65,7 +71,7 @@ def number(data: bytes, span: Span) -> float | None:
     if form is None:
         whole = _integer(data, span)
         return None if whole is None else float(whole)
-    value: float = struct.unpack_from(form, data, span[0] + 1)[0]
+    value: float = form.unpack_from(data, span[0])[1]
     return value if math.isfinite(value) else None
 
 
@@ -78,13 +84,13 @@ def put_number(data: bytes, span: Span, value: float) -> bytes:
     lead = data[span[0]]
     if lead in _FLOATS:
         lead = lead if abs(value) < _FLOAT_32 else 0xCB
-        return struct.pack(">B" + _FLOATS[lead][1], lead, value)
+        return _FLOATS[lead].pack(lead, value)
     whole = max(min(round(value), (1 << 64) - 1), -1 << 63)
     if lead not in _INTEGERS and -32 <= whole < 128:
         return bytes((whole & 0xFF,))
     if lead not in _INTEGERS or whole not in _INTEGERS[lead][1]:
         lead = _UINT_64 if whole >= 0 else _INT_64
-    return struct.pack(">B" + _INTEGERS[lead][0][1], lead, whole)
+    return _INTEGERS[lead][0].pack(lead, whole)
 
 
 def _enter(data: bytes, pos: int, segment: int | str) -> int | None:
@@ -140,5 +146,5 @@ def _integer(data: bytes, span: Span) -> int | None:
         return lead - 256
     if lead not in _INTEGERS:
         return None
-    value: int = struct.unpack_from(_INTEGERS[lead][0], data, span[0] + 1)[0]
+    value: int = _INTEGERS[lead][0].unpack_from(data, span[0])[1]
     return value

@@ -7,13 +7,13 @@ that it was: whatever integer form, and however often the same one is in use, it
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgpack
 
 from tcpgw.errors import Code, ProtocolError
 from tcpgw.wire import msgpack_fields
-from tcpgw.wire.codec import LARGE, Batch, Entry, Kind, Message, Path, Piece, Run
+from tcpgw.wire.codec import LARGE, Batch, Entry, Glance, Kind, Message, Owner, Path, Piece, Run
 
 MAX_NAME = 1024
 """Bytes of a method's name, where it is read. Real ones have a tenth of this, a head must fit in LARGE bytes,
@@ -42,6 +42,7 @@ _ARRAYS = {b"\x93": (3, 1), b"\x94": (4, 1), b"\xdc": (None, 3), b"\xdd": (None,
 class MsgpackRpc:
     """The codec. `framed`: with a length in front of each message."""
 
+    lead = 0
     unknown: bytes | None = b"\xc0"  # nil stands for the id of a request that could not be read
 
     def __init__(self, *, framed: bool) -> None:
@@ -71,12 +72,12 @@ class MsgpackRpc:
         except IndexError:
             raise ProtocolError("the message ends within its head") from None
 
-    def request(self, message: Message, body: int, number: int) -> bytes:  # noqa: ARG002 - the interface's
+    def request(self, token: bytes, body: int, number: int) -> bytes:  # noqa: ARG002 - the interface's
         if self.framed:
             return _FRAMED_REQUEST(body + 7, _ASK, _UINT32, number)
         return _BARE_REQUEST(_ASK, _UINT32, number)
 
-    def notification(self, message: Message, body: int) -> bytes:  # noqa: ARG002
+    def notification(self, token: bytes, body: int) -> bytes:  # noqa: ARG002
         return _FRAMED_HEAD(body + 2, _TELL) if self.framed else b"\x93\x02"
 
     def answer(self, message: Message, body: int, token: bytes) -> bytes:  # noqa: ARG002
@@ -97,6 +98,7 @@ class MsgpackRpc:
         pending: dict[int, Entry],
         add: Callable[[Piece], object],
         numbers: range,
+        owner: object,
         batch: Batch,
         name: bytes = b"",
     ) -> tuple[int, int]:
@@ -114,11 +116,56 @@ class MsgpackRpc:
                 return pos, number
             if name and not data.startswith(name, body):
                 return pos, number
-            pending[number] = (batch, data[pos + 6 : body])
+            pending[number] = (owner, data[pos + 6 : body], batch)
             add(_FRAMED_REQUEST(length + 5 - width, _ASK, _UINT32, number))
             add(data[body:end] if end - body < large else memoryview(data)[body:end])
             pos = end
         return pos, numbers.stop
+
+    def take_reads(
+        self,
+        reads: Mapping[Owner, bytes],
+        most: int,
+        pending: dict[int, Entry],
+        add: Callable[[Piece], object],
+        number: int,
+        batch: Batch | None,
+        batches: Mapping[bytes, Batch | None] | None,
+    ) -> tuple[list[tuple[Owner, bytes]], int]:
+        others: list[tuple[Owner, bytes]] = []
+        widths = _ID_WIDTH
+        for read in reads.items():
+            owner, data = read
+            size = len(data)
+            if _LEAST_REQUEST <= size <= most:
+                length, head, mark = _REQUEST_HEAD(data)
+                width = widths[mark]
+                body = 6 + width
+                if length + 4 == size and head == _ASK and width and body < size:
+                    if batches is not None:  # of longer names than 31 bytes `name_at` knows more
+                        name = data[body]
+                        short = name & 0xE0 == 0xA0
+                        batch = batches[data[body : body + 1 + (name & 0x1F)]] if short else None
+                    if batch is not None:
+                        pending[number] = (owner, data[6:body], batch)
+                        add(_FRAMED_REQUEST(length + 5 - width, _ASK, _UINT32, number))
+                        add(data[body:])
+                        number += 1
+                        continue
+            others.append(read)
+        return others, number
+
+    def glance(self, data: bytes, pos: int) -> Glance | None:
+        if len(data) - pos < _LEAST_REQUEST:
+            return None
+        length, head, mark = _REQUEST_HEAD(data, pos)
+        width = _ID_WIDTH[mark]
+        rest = pos + 6 + width
+        end = pos + 4 + length
+        if end > len(data) or head != _ASK or not width:
+            return None
+        name = self.name_at(data, pos)
+        return (data[pos + 6 : rest], name, rest, end) if name and rest + len(name) < end else None
 
     def name_at(self, data: bytes, pos: int) -> bytes:
         """As `Codec.name_at`, of the two forms that names of up to 255 bytes have in practice."""
@@ -143,7 +190,7 @@ class MsgpackRpc:
         large = max(LARGE, size // 2)
         dropped = 0
         pop = pending.pop
-        batch = None
+        owner = batch = None
         while size - pos >= _LEAST_ANSWER:
             length, head, mark, number = _ANSWER_HEAD(data, pos)
             end = pos + 4 + length
@@ -154,12 +201,12 @@ class MsgpackRpc:
                 dropped += 1
                 pos = end
                 continue
-            asked, token = entry
-            if asked is not batch:
-                batch = asked
+            who, token, asked = entry
+            if who is not owner or asked is not batch:
+                owner, batch = who, asked
                 parts: list[Piece] = []
                 add = parts.append
-                runs.append((batch, parts))
+                runs.append((owner, parts, batch))
             add(_FRAMED_HEAD(length - 5 + len(token), _REPLY))
             add(token)
             add(data[pos + 11 : end] if end - pos < large else memoryview(data)[pos + 11 : end])
@@ -170,6 +217,9 @@ class MsgpackRpc:
 
     def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
         return msgpack_fields.find(data, rest, path)
+
+    def end(self, data: bytes, start: int) -> int:
+        return msgpack_fields.end(data, start)
 
     def key(self, data: bytes, span: tuple[int, int]) -> bytes | None:
         return msgpack_fields.key(data, span)

@@ -13,9 +13,9 @@ entering; `parts` holds, in order, the bytes that the connection was not given y
 numbered from `_unsent` on; `_reserved` is what the account holds for the answer that is being collected.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tcpgw.errors import Code, ProtocolError
 from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler, Verdict, too_large
@@ -28,6 +28,7 @@ from tcpgw.wire.codec import (
     Entry,
     Kind,
     Message,
+    Owner,
     Piece,
     Run,
 )
@@ -55,20 +56,39 @@ class Account(Protocol):
 
 
 class Unsent(NamedTuple):
-    """A request that never left: its batch, its token, and its frame as the instance would have got it."""
+    """A request that never left, as in `Entry`, and its frame as the instance would have got it."""
 
-    batch: Batch
+    owner: Any
     token: bytes
+    batch: Any
     frame: bytes
+
+
+class Large(NamedTuple):
+    """An answer that came in pieces, all of them views, and what is reserved for it in the account."""
+
+    owner: Any
+    parts: list[Piece]
+    batch: Any
+    reserved: int
+
+
+class Failed(NamedTuple):
+    """A request whose answer was not kept, as in `Entry`, and why."""
+
+    owner: Any
+    token: bytes
+    batch: Any
+    code: Code
+    why: str
 
 
 class Mux:
     """`codec` is what the instance speaks. Answers are made by `answers`, the framed form of the same.
 
-    After `receive`, which may have raised, the owner takes and clears `large` and `failed`. `large` has the
-    answers that came in pieces, all of them views, each with what is reserved for it in the account, for the
-    owner to give back. `failed` has the requests whose answers were not kept: batch, token, and why, for
-    their clients. `broken` says how the instance broke the protocol, if it did: nothing more is read of it.
+    After `receive`, which may have raised, its holder takes and clears `large`, giving back what is reserved
+    there, and `failed`. `broken` says how the instance broke the protocol, if it did: nothing more is read of
+    it.
     """
 
     __slots__ = (
@@ -83,8 +103,8 @@ class Mux:
         self.full = False  # an instance is always read: it must not wait for one slow client
         self.pending: dict[int, Entry] = {}
         self.parts: list[Piece] = []
-        self.large: list[tuple[Batch, list[Piece], int]] = []
-        self.failed: list[tuple[Batch, bytes, Code, str]] = []
+        self.large: list[Large] = []
+        self.failed: list[Failed] = []
         self.next = self._unsent = FIRST_NUMBER
         self.dropped = 0  # answers to nobody: late, withdrawn or never asked for
         self.refused = 0  # requests by the instance, which has nobody to ask here
@@ -102,29 +122,44 @@ class Mux:
 
     # ---- to the instance ----
 
-    def pass_run(self, data: bytes, pos: int, limit: int, batch: Batch, name: bytes = b"") -> tuple[int, int]:
+    def pass_run(
+        self, data: bytes, pos: int, limit: int, owner: object, batch: Batch, name: bytes = b""
+    ) -> tuple[int, int]:
         """Enter the ordinary requests from `pos` on, at most `limit`: where they end, and how many.
 
         With a `name`, as `Codec.name_at` tells it, up to the first of another.
         """
         first = self.next
         pos, self.next = self._codec.take_requests(
-            data, pos, self.pending, self.parts.append, range(first, first + limit), batch, name
+            data, pos, self.pending, self.parts.append, range(first, first + limit), owner, batch, name
         )
         return pos, self.next - first
 
-    def enter(self, message: Message, body: int, pieces: Iterable[Piece], batch: Batch) -> int:
+    def pass_reads(
+        self,
+        reads: Mapping[Owner, bytes],
+        most: int,
+        batch: Batch | None,
+        batches: Mapping[bytes, Batch | None] | None = None,
+    ) -> list[tuple[Owner, bytes]]:
+        """Enter the reads that are one ordinary request each; returns the others. See `Codec.take_reads`."""
+        others, self.next = self._codec.take_reads(
+            reads, most, self.pending, self.parts.append, self.next, batch, batches
+        )
+        return others
+
+    def enter(self, token: bytes, body: int, pieces: Iterable[Piece], owner: object, batch: Batch) -> int:
         """Enter one request, whose `pieces` are the `body` bytes from its `rest` on. Returns its number."""
         number = self.next
         self.next = number + 1
-        self.pending[number] = (batch, message.token)
-        self.parts.append(self._codec.request(message, body, number))
+        self.pending[number] = (owner, token, batch)
+        self.parts.append(self._codec.request(token, body, number))
         self.parts.extend(pieces)
         return number
 
-    def tell(self, message: Message, body: int, pieces: Iterable[Piece]) -> None:
+    def tell(self, token: bytes, body: int, pieces: Iterable[Piece]) -> None:
         """Pass a notification on."""
-        self.parts.append(self._codec.notification(message, body))
+        self.parts.append(self._codec.notification(token, body))
         self.parts.extend(pieces)
 
     def flush(self) -> list[Piece]:
@@ -187,17 +222,17 @@ class Mux:
             self.dropped += 1
             self._release()
             return
-        batch, token = entry
+        owner, token, batch = entry
         body = end - message.rest + sum(map(len, tail))
         prefix = self._answers.answer(message, body, token)  # may raise: so it is still pending
         del self.pending[message.number]
         if tail:
             head = memoryview(data)[message.rest : end]
             parts: list[Piece] = [prefix, head, *(memoryview(piece) for piece in tail)]
-            self.large.append((batch, parts, self._reserved))
+            self.large.append(Large(owner, parts, batch, self._reserved))
             self._reserved = 0
         else:
-            self._runs.append((batch, [prefix, b"", data[message.rest : end]]))
+            self._runs.append((owner, [prefix, b"", data[message.rest : end]], batch))
 
     def admit(self, data: bytes, pos: int, total: int) -> Verdict:
         """As `Sink.admit`: what somebody waits for, if the account has room. Never waits itself."""
@@ -230,7 +265,7 @@ class Mux:
         if message.kind != Kind.ANSWER:
             self._unasked(message)
         elif entry := self.pending.pop(message.number, None):
-            self.failed.append((*entry, code, why))
+            self.failed.append(Failed(*entry, code, why))
         else:
             self.dropped += 1
 
@@ -247,11 +282,11 @@ class Mux:
         self._forget(number)
         return self.pending.pop(number, None) is not None
 
-    def expire(self, before: float, is_over: Callable[[Batch], bool]) -> list[Entry]:
-        """Take out the requests that came `before` that time and are over."""
+    def expire(self, before: float, is_over: Callable[[Any], bool]) -> list[Entry]:
+        """Take out the requests that came `before` that time and whose batch says that they are over."""
         over = []
-        for number, (batch, _) in self.pending.items():
-            if batch[1] > before:
+        for number, (_, _, batch) in self.pending.items():
+            if batch.came > before:
                 break  # in the order of their coming, so all others came later
             if is_over(batch):
                 over.append(number)

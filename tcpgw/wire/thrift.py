@@ -15,11 +15,11 @@ to 16, and no type of a field is above.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tcpgw.errors import Code, ProtocolError
 from tcpgw.wire import thrift_fields
-from tcpgw.wire.codec import LARGE, Batch, Entry, Kind, Message, Path, Piece, Run
+from tcpgw.wire.codec import LARGE, Batch, Entry, Glance, Kind, Message, Owner, Path, Piece, Run
 from tcpgw.wire.thrift_fields import read_varint, varint, zigzag
 
 MAX_NAME = 1024
@@ -47,6 +47,7 @@ _INTERNAL_ERROR, _PROTOCOL_ERROR = 6, 7
 class Thrift:
     """The codec."""
 
+    lead = thrift_fields.HEAD
     # In binary, as old binary is what is refused most, and its readers take strict binary too.
     unknown: bytes | None = _pack(_CALL) + bytes(8)
 
@@ -62,16 +63,15 @@ class Thrift:
             raise _error(4, "strict binary or compact (old binary is refused: have it written strict)", mark)
         raise _error(4, "strict binary (0x80) or compact (0x82)", mark)
 
-    def request(self, message: Message, body: int, number: int) -> bytes:
-        head = message.token
-        if head[0] == _BINARY:
-            return _pack(len(head) + body) + head[:-4] + _pack(number)
-        return _compact_prefix(head, body, varint(number))
+    def request(self, token: bytes, body: int, number: int) -> bytes:
+        if token[0] == _BINARY:
+            return _pack(len(token) + body) + token[:-4] + _pack(number)
+        return _compact_prefix(token, body, varint(number))
 
-    def notification(self, message: Message, body: int) -> bytes:
+    def notification(self, token: bytes, body: int) -> bytes:
         # Under 0, not the client's id: some instances answer even these when they fail (thriftpy2, of a
         # method that it does not know), and under a number of ours another client would get that answer.
-        return self.request(message, body, 0)
+        return self.request(token, body, 0)
 
     def answer(self, message: Message, body: int, token: bytes) -> bytes:
         """As `Codec.answer`. Raises ProtocolError for an answer in another encoding than the request."""
@@ -105,6 +105,7 @@ class Thrift:
         pending: dict[int, Entry],
         add: Callable[[Piece], object],
         numbers: range,
+        owner: object,
         batch: Batch,
         name: bytes = b"",
     ) -> tuple[int, int]:
@@ -114,7 +115,7 @@ class Thrift:
         if _FEW < size - pos < _MUCH and len(numbers) >= _MANY:
             length, version, _ = _head(data, pos)
             if version == _CALL and _MANY * length < size - pos:
-                return _patch_requests(data, pos, pending, add, numbers, batch, name)
+                return _patch_requests(data, pos, pending, add, numbers, owner, batch, name)
         for number in numbers:
             if pos > last:
                 return pos, number
@@ -125,12 +126,52 @@ class Thrift:
                 return pos, number
             if name and not data.startswith(name, pos + 8):
                 return pos, number
-            pending[number] = batch, data[pos + 4 : rest]
+            pending[number] = owner, data[pos + 4 : rest], batch
             add(data[pos : rest - 4])
             add(_pack(number))
             add(data[rest:end] if length < large else memoryview(data)[rest:end])
             pos = end
         return pos, numbers.stop
+
+    def take_reads(
+        self,
+        reads: Mapping[Owner, bytes],
+        most: int,
+        pending: dict[int, Entry],
+        add: Callable[[Piece], object],
+        number: int,
+        batch: Batch | None,
+        batches: Mapping[bytes, Batch | None] | None,
+    ) -> tuple[list[tuple[Owner, bytes]], int]:
+        others: list[tuple[Owner, bytes]] = []
+        for read in reads.items():
+            owner, data = read
+            size = len(data)
+            if _LEAST <= size <= most:
+                length, version, width = _head(data)
+                rest = 16 + width
+                if length + 4 == size and version == _CALL and width <= MAX_NAME and rest < size:
+                    if batches is not None:
+                        batch = batches[data[8 : 12 + width]]
+                    if batch is not None:
+                        pending[number] = owner, data[4:rest], batch
+                        add(data[: rest - 4])
+                        add(_pack(number))
+                        add(data[rest:])
+                        number += 1
+                        continue
+            others.append(read)
+        return others, number
+
+    def glance(self, data: bytes, pos: int) -> Glance | None:
+        if len(data) - pos < _LEAST:
+            return None
+        length, version, width = _head(data, pos)
+        rest = pos + 16 + width
+        end = pos + 4 + length
+        if version != _CALL or width > MAX_NAME or not rest < end <= len(data):
+            return None
+        return data[pos + 4 : rest], data[pos + 8 : pos + 12 + width], rest, end
 
     def name_at(self, data: bytes, pos: int) -> bytes:
         if len(data) - pos < _LEAST:
@@ -148,7 +189,7 @@ class Thrift:
         large = max(LARGE, size // 2)
         pop = pending.pop
         dropped = 0
-        running = None  # whose answers the last run takes
+        owner = batch = None  # whose answers the last run takes
         last = size - _LEAST
         while pos <= last:
             length, version, name = _head(data, pos)
@@ -164,15 +205,15 @@ class Thrift:
                 dropped += 1
                 pos = end
                 continue
-            batch, token = entry
-            if batch is not running:
+            who, token, asked = entry
+            if who is not owner or asked is not batch:
                 if token[0] != _BINARY:  # `answer` will say what is wrong
                     pending[number] = entry
                     break
-                running = batch if batch[3] is None else None
+                owner, batch = who, asked
                 parts: list[Piece] = []
                 add = parts.append
-                runs.append((batch, parts))
+                runs.append((owner, parts, batch))
             add(data[pos:mark])
             add(token[-4:])
             add(data[mark + 4 : end] if length < large else memoryview(data)[mark + 4 : end])
@@ -183,6 +224,9 @@ class Thrift:
 
     def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
         return thrift_fields.find(data, rest, path)
+
+    def end(self, data: bytes, start: int) -> int:
+        return thrift_fields.end(data, start)
 
     def key(self, data: bytes, span: tuple[int, int]) -> bytes | None:
         return thrift_fields.key(data, span)
@@ -262,6 +306,7 @@ def _patch_requests(
     pending: dict[int, Entry],
     add: Callable[[Piece], object],
     numbers: range,
+    owner: object,
     batch: Batch,
     name: bytes,
 ) -> tuple[int, int]:
@@ -281,7 +326,7 @@ def _patch_requests(
             break
         if name and not data.startswith(name, pos + 8):
             break
-        pending[number] = batch, data[pos + 4 : rest]
+        pending[number] = owner, data[pos + 4 : rest], batch
         _put(patched, rest - 4, number)
         pos = end
     else:

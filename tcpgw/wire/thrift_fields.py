@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 from tcpgw.errors import ProtocolError
 from tcpgw.wire.codec import Path
 
+HEAD = 3
+"""Bytes of a field's head in binary: its type and its id."""
+
 _U32 = struct.Struct(">I")
 _VARINT = 10  # bytes: 64 bits
 # What reading values raises where they make no sense or end too early.
@@ -37,28 +40,44 @@ _VALUES = 4096
 
 
 def find(data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
-    """Return a span that ends with the text or number at `path`, and begins at `rest`.
+    """Return a span that ends with the text or number at `path`, and begins where its type is said.
 
-    It begins there because Thrift's values do not say their type: whoever reads one comes from there. A
-    step is the id of a field of a struct, the index of an element of a list or set, or the key of a value
-    of a map; of equal ones the first counts. None also for what is not all in `data`, or follows nonsense
-    or too many other values: whether a request makes sense is the instance's to say.
+    Thrift's values do not say their type: in binary the head of a field does, and for all others whoever
+    reads one comes from `rest`. A step is the id of a field of a struct, the index of an element of a list
+    or set, or the key of a value of a map; of equal ones the first counts. None also for what is not all in
+    `data`, or follows nonsense or too many other values: whether a request makes sense is the instance's to
+    say.
     """
-    kind, depth = _STRUCT, _DEPTH
+    kind, depth, of_field = _STRUCT, _DEPTH, False
     try:
         values = _values(data, rest, len(data) + 1)
         for step in path:
+            of_field = kind == _STRUCT and isinstance(values, _BinaryValues)
             kind = values.enter(kind, step, depth)
             depth -= 1
+        start = values.at - HEAD if of_field else rest
         values.skip(kind, depth)
     except _UNREADABLE:
         return None
     found = (kind in _BITS or kind in (_DOUBLE, _STRING)) and values.at <= len(data)
-    return (rest, values.at) if found else None
+    return (start, values.at) if found else None
+
+
+def end(data: bytes, start: int) -> int:
+    """Return where the text or number ends whose field begins at `start`, in binary."""
+    kind, at = data[start], start + HEAD
+    if kind != _STRING:
+        return at + _BinaryValues.sizes[kind]
+    return at + 4 + _U32.unpack_from(data, at)[0] if at + 4 <= len(data) else len(data) + 1
 
 
 def key(data: bytes, span: tuple[int, int]) -> bytes | None:
     """As `codec.Codec.key`. Whole numbers become decimal text: one key in each width and encoding."""
+    start, stop = span[0] + HEAD + 4, span[1]
+    if start <= stop <= len(data) and data[span[0]] == _STRING:
+        (length,) = _U32.unpack_from(data, start - 4)
+        if start + length == stop:
+            return data[start:stop]
     kind, values = _found(data, span)
     if kind == _STRING:
         return values.text()
@@ -67,6 +86,10 @@ def key(data: bytes, span: tuple[int, int]) -> bytes | None:
 
 def number(data: bytes, span: tuple[int, int]) -> float | None:
     """As `codec.Codec.number`. Infinity and NaN are none: nobody can reckon with them."""
+    form = _field_form(data, span)
+    if form is not None:
+        value = form.unpack_from(data, span[0] + HEAD)[0]
+        return value if isfinite(value) else None
     kind, values = _found(data, span)
     if kind not in _BITS and kind != _DOUBLE:
         return None
@@ -76,6 +99,10 @@ def number(data: bytes, span: tuple[int, int]) -> float | None:
 
 def put_number(data: bytes, span: tuple[int, int], value: float) -> bytes:
     """As `codec.Codec.put_number`. Beyond what its type can say, it is the nearest that it can."""
+    start = span[0]
+    form = _field_form(data, span)
+    if form is not None and data[start] == _DOUBLE:
+        return data[start : start + HEAD] + form.pack(value)
     kind, values = _found(data, span)
     if kind in _BITS:
         most = (1 << _BITS[kind] - 1) - 1
@@ -83,6 +110,16 @@ def put_number(data: bytes, span: tuple[int, int], value: float) -> bytes:
     elif kind != _DOUBLE:
         return data[span[0] : span[1]]
     return data[span[0] : values.at] + values.written(kind, value)
+
+
+def _field_form(data: bytes, span: tuple[int, int]) -> struct.Struct | None:
+    """What reads the number of a field in binary that begins where the span does; None where none does.
+
+    A shorter way to what `_found` says, for spans as most are.
+    """
+    start, stop = span
+    form = _BinaryValues.forms.get(data[start]) if stop <= len(data) else None
+    return form if form is not None and start + HEAD + form.size == stop else None
 
 
 # ---- varints ----
@@ -310,9 +347,11 @@ def _values(data: bytes, rest: int, stop: int) -> _Values:
 def _found(data: bytes, span: tuple[int, int]) -> tuple[int, _Values]:
     """Go back to what `find` found. Returns its type; _STOP where `data` is not what it was then."""
     start, stop = span
+    if stop > len(data):
+        return _STOP, _BinaryValues(data, start, stop)
     values = _values(data, start, stop)
     try:
-        there = values.skip(_STRUCT, _DEPTH) and values.at == stop <= len(data)
+        there = values.skip(_STRUCT, _DEPTH) and values.at == stop
     except _UNREADABLE:
         there = False
     kind, values.at = values.last

@@ -1,6 +1,7 @@
 """Random and damaged MessagePack-RPC in any pieces: only ProtocolError escapes, no request is forgotten."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from tcpgw.wire.msgpack_rpc import MAX_NAME, MsgpackRpc
 from tcpgw.wire.msgpack_scan import MsgpackSplitter
 from tcpgw.wire.mux import Mux
 from tests.support.assembling import Assembler, Collector, chunked
+from tests.support.batches import Shared
 from tests.support.msgpack_messages import (
     Written,
     answer,
@@ -25,6 +27,7 @@ from tests.support.msgpack_messages import (
 from tests.support.muxing import Room
 
 FRAMED, BARE = MsgpackRpc(framed=True), MsgpackRpc(framed=False)
+OWNER, BATCH = "a client", Shared("a batch")
 MAX = 4 * LARGE
 ASKED = 4  # requests in flight, from FIRST_NUMBER on
 SEEDS: list[Written] = [
@@ -82,15 +85,41 @@ def test_runs(stream: bytes, pos: int, limit: int) -> None:
     parts: list[Piece] = []
     pos = min(pos, len(stream))
     numbers = range(FIRST_NUMBER, FIRST_NUMBER + limit)
-    end, number = FRAMED.take_requests(stream, pos, pending, parts.append, numbers, ("", 0.0, None, None))
+    end, number = FRAMED.take_requests(stream, pos, pending, parts.append, numbers, OWNER, BATCH)
     assert pos <= end <= len(stream)
     assert list(pending) == list(numbers[: number - FIRST_NUMBER])
     runs: list[Run] = []
     count = len(pending)
     end, dropped = FRAMED.take_answers(stream, pos, pending, runs)
     assert pos <= end <= len(stream)
-    assert sum(len(parts) for _, parts in runs) == 3 * (count - len(pending))
+    assert sum(len(parts) for _, parts, _ in runs) == 3 * (count - len(pending))
     assert dropped >= 0
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(damaged(framed=True) | st.binary(max_size=20), max_size=6),
+    st.sampled_from([0, 12, LARGE - 1]),
+    st.booleans(),
+)
+def test_reads(streams: list[bytes], most: int, by_name: bool) -> None:
+    """Reads raise nothing, and each is taken whole, as no other message than a request, or comes back."""
+    pending: dict[int, Entry] = {}
+    parts: list[Piece] = []
+    reads = dict(enumerate(streams))
+    batches = defaultdict[bytes, Shared | None](lambda: BATCH) if by_name else None
+    others, number = FRAMED.take_reads(reads, most, pending, parts.append, FIRST_NUMBER, BATCH, batches)
+    assert list(pending) == list(range(FIRST_NUMBER, number))
+    taken = [owner for owner, *_ in pending.values()]
+    assert sorted([*taken, *dict(others)]) == list(reads)
+    assert [(owner, reads[owner]) for owner in dict(others)] == others
+    for owner, token, _ in pending.values():
+        data = reads[owner]
+        assert len(data) <= most
+        with contextlib.suppress(ProtocolError):
+            assert FRAMED.read(data, 0, len(data))[::2] == (Kind.REQUEST, token, 6 + len(token))
+    tokens = sum(len(token) for _, token, _ in pending.values())
+    assert sum(map(len, parts)) == sum(len(reads[owner]) for owner in taken) + 5 * len(taken) - tokens
 
 
 def frames_of(sink: Collector) -> Assembler:
@@ -125,16 +154,16 @@ def test_mux(framed: bool, data: st.DataObject, flushed: bool) -> None:
     mux = Mux(FRAMED if framed else BARE, FRAMED, MAX, room, framed=framed)
     read = FRAMED.read(SEEDS[0].framed, 0, len(SEEDS[0].framed))
     for _ in range(ASKED):
-        mux.enter(read, len(SEEDS[0].rest), [SEEDS[0].rest], ("", 0.0, None, None))
+        mux.enter(read.token, len(SEEDS[0].rest), [SEEDS[0].rest], OWNER, BATCH)
     if flushed:
         mux.flush()
     stream = data.draw(damaged(framed=framed))
     answered = 0
     with contextlib.suppress(ProtocolError):
         for chunk in data.draw(chunked(stream)):
-            answered += sum(len(parts) // 3 for _, parts in mux.receive(chunk)) + len(mux.large)
-            for *_, held in mux.large:
-                room.give(held)
+            answered += sum(len(parts) // 3 for _, parts, _ in mux.receive(chunk)) + len(mux.large)
+            for one in mux.large:
+                room.give(one.reserved)
             answered += len(mux.failed)
             mux.large, mux.failed = [], []
     assert not mux.large

@@ -1,17 +1,19 @@
 """Random and damaged Thrift: only ProtocolError escapes, runs agree with `read`, spans lie in the data."""
 
 import struct
+from collections import defaultdict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcpgw.errors import Code, ProtocolError
-from tcpgw.wire.codec import Batch, Entry, Kind, Message, Path, Piece, Run
+from tcpgw.wire.codec import Entry, Kind, Message, Path, Piece, Run
 from tcpgw.wire.thrift import Thrift
+from tests.support.batches import Shared
 
 CODEC = Thrift()
-BATCH: Batch = ("a client", 0.0, None, None)
+OWNER, BATCH = "a client", Shared("a batch")
 # 1: {1: "abc", 2: 250 (i64), 3: [1, 2] (i32), 4: {"a": 1 (i16)}}, 2: true, 20: 0.5
 BINARY_ARGUMENTS = bytes.fromhex(
     "0c0001 0b0001 00000003 616263 0a0002 00000000000000fa 0f0003 08 00000002 00000001 00000002"
@@ -67,7 +69,7 @@ def test_a_message_is_read_or_refused(data: bytes) -> None:
         return
     assert 4 < message.rest < len(data)
     body = len(data) - message.rest
-    passed = CODEC.request(message, body, 70_000) + data[message.rest :]
+    passed = CODEC.request(message.token, body, 70_000) + data[message.rest :]
     again = CODEC.read(passed, 0, len(passed))
     assert again[:2] == message[:2]
     if message.kind == Kind.ANSWER:
@@ -82,17 +84,43 @@ def test_runs_take_only_what_read_takes(data: bytes, room: int) -> None:
     """Runs end at a frame's end, and every frame in them is one that `read` takes for the same."""
     parts: list[Piece] = []
     pending: dict[int, Entry] = {}
-    end, number = CODEC.take_requests(data, 0, pending, parts.append, range(5, 5 + room), BATCH)
+    end, number = CODEC.take_requests(data, 0, pending, parts.append, range(5, 5 + room), OWNER, BATCH)
     assert sum(map(len, parts)) == end
     kinds = [message.kind for message in messages(data[:end])]
     assert kinds == [Kind.REQUEST] * (number - 5)
     assert list(pending) == list(range(5, number))
 
     runs: list[Run] = []
-    pending = {0x10000: (BATCH, b"\x80\x01\0\1\0\0\0\0\0\0\0\5")}
+    pending = {0x10000: (OWNER, b"\x80\x01\0\1\0\0\0\0\0\0\0\5", BATCH)}
     end, dropped = CODEC.take_answers(data, 0, pending, runs)
     kinds = [message.kind for message in messages(data[:end])]
     assert kinds == [Kind.ANSWER] * (dropped + len(runs))
+
+
+@settings(max_examples=300)
+@given(
+    reads=st.dictionaries(st.integers(0, 9), streams | st.sampled_from(SEEDS)),
+    most=st.sampled_from([0, 60, 100, 1000]),
+    by_name=st.booleans(),
+)
+def test_reads_take_only_what_read_takes(reads: dict[int, bytes], most: int, by_name: bool) -> None:
+    """Reads raise nothing, and each is taken whole, as the request that `read` finds there, or comes back."""
+    parts: list[Piece] = []
+    pending: dict[int, Entry] = {}
+    batches = defaultdict[bytes, Shared | None](lambda: BATCH) if by_name else None
+    others, number = CODEC.take_reads(reads, most, pending, parts.append, 5, BATCH, batches)
+    assert list(pending) == list(range(5, number))
+    assert sorted([*(owner for owner, *_ in pending.values()), *dict(others)]) == sorted(reads)
+    assert [(owner, reads[owner]) for owner in dict(others)] == others
+    sent = b"".join(parts)
+    found = messages(sent)
+    assert len(found) == len(pending)
+    for (owner, token, _), there in zip(pending.values(), found, strict=True):
+        [message] = messages(reads[owner])
+        assert (message.kind, message.token) == (Kind.REQUEST, token)
+        assert there[:2] == message[:2]
+        assert len(reads[owner]) <= most
+    assert len(sent) == sum(len(reads[owner]) for owner, *_ in pending.values())
 
 
 def messages(data: bytes) -> list[Message]:

@@ -141,10 +141,12 @@ def ask_and_break(g: Bed, client: ThriftClient, instance: Instance, *params: Any
     """A call whose connection breaks in the turn of the loop in which it was given to it."""
     client.asked[2] = client.encoding, "m"
     call = Said(client.encoding, CALL, "m", 2, list(params))
-    channel = channel_to(g, instance)
-    session_of(g).data_received(thrift_frame(call))
+    channel, session = channel_to(g, instance), session_of(g)
+    channel._transport.abort()  # of which the channel hears in a later turn
+    session.data_received(thrift_frame(call))
+    if session.turn is not None:
+        session.turn.run()
     assert len(channel.mux.pending) == 1
-    channel.abort("cut by the test")
 
 
 BY_KEY = 'policy = "maglev", key = "params[1]", bounded_load = 0.0, table_size = 1021'

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import msgpack
 from hypothesis import strategies as st
 
-from tcpgw.wire.codec import LARGE, Batch, Kind, Run
+from tcpgw.wire.codec import LARGE, PARTS, Kind, Run
+from tests.support.batches import Given
 
 INTEGERS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 TEXTS = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC4: 1, 0xC5: 2, 0xC6: 4}
@@ -120,9 +121,11 @@ notifications = st.builds(
 )
 
 
-def delivered(runs: list[Run], large: list[Run]) -> list[tuple[Batch, bytes]]:
+def delivered(runs: list[Run], large: list[Run]) -> list[Given]:
     """The answers that a Mux gave back, one by one: those in runs, in order, then those in pieces."""
     single = [
-        (batch, b"".join(parts[at : at + 3])) for batch, parts in runs for at in range(0, len(parts), 3)
+        (owner, b"".join(parts[at : at + PARTS]), batch)
+        for owner, parts, batch in runs
+        for at in range(0, len(parts), PARTS)
     ]
-    return single + [(batch, b"".join(parts)) for batch, parts in large]
+    return single + [(owner, b"".join(parts), batch) for owner, parts, batch in large]

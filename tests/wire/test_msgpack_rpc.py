@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcpgw.errors import Code, ProtocolError
-from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, PARTS, Batch, Entry, Kind, Message, Piece, Run
+from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, PARTS, Entry, Kind, Message, Piece, Run
 from tcpgw.wire.msgpack_rpc import MAX_NAME, MsgpackRpc
+from tests.support.batches import Given, Shared
 from tests.support.msgpack_messages import (
     Written,
     answer,
@@ -32,7 +33,7 @@ from tests.support.msgpack_messages import (
 FRAMED, BARE = MsgpackRpc(framed=True), MsgpackRpc(framed=False)
 CODECS = {"framed": FRAMED, "bare": BARE}
 codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-BATCH: Batch = ("a client", 0.0, "a rule", None)
+OWNER, BATCH = "a client", Shared("a batch")
 numbers = st.integers(FIRST_NUMBER, LAST_NUMBER)
 
 
@@ -159,9 +160,9 @@ def test_a_request_passes_under_another_number(codec: MsgpackRpc, message: Writt
     read = codec.read(data, 0, len(data))
     rest = data[read.rest :]
     if message.kind == Kind.NOTIFY:
-        passed, expected = codec.notification(read, len(rest)), b"\x93\x02" + message.rest
+        passed, expected = codec.notification(read.token, len(rest)), b"\x93\x02" + message.rest
     else:
-        passed, expected = codec.request(read, len(rest), number), message.as_request(number)
+        passed, expected = codec.request(read.token, len(rest), number), message.as_request(number)
     assert passed + rest == (frame(expected) if codec.framed else expected)
 
 
@@ -217,7 +218,7 @@ def test_fields_of_a_request_are_found_from_its_rest_on(codec: MsgpackRpc) -> No
 def take_requests(data: bytes, pos: int, numbers: range) -> tuple[int, int, dict[int, Entry], list[Piece]]:
     pending: dict[int, Entry] = {}
     parts: list[Piece] = []
-    pos, number = FRAMED.take_requests(data, pos, pending, parts.append, numbers, BATCH)
+    pos, number = FRAMED.take_requests(data, pos, pending, parts.append, numbers, OWNER, BATCH)
     return pos, number, pending, parts
 
 
@@ -232,7 +233,7 @@ def test_a_run_of_requests_is_what_the_general_path_makes_of_it(
     end, number, pending, parts = take_requests(b"xy" + stream, 2, range(70_000, 70_000 + limit))
     taken = messages[: number - 70_000]
     assert end == 2 + sum(len(message.framed) for message in taken)
-    assert pending == {70_000 + place: (BATCH, message.token) for place, message in enumerate(taken)}
+    assert pending == {70_000 + place: (OWNER, message.token, BATCH) for place, message in enumerate(taken)}
     assert list(pending) == sorted(pending)
     assert b"".join(parts) == b"".join(
         frame(message.as_request(70_000 + place)) for place, message in enumerate(taken)
@@ -252,7 +253,7 @@ def test_large_bodies_pass_as_views_of_what_was_read() -> None:
         assert (type(parts[1]) is memoryview) == (size == LARGE)
         runs: list[Run] = []
         reply = answer(b"\xce\x00\x01\x11\x70", bytes(size - 12)).framed
-        assert FRAMED.take_answers(reply, 0, {70_000: (BATCH, b"\x05")}, runs) == (len(reply), 0)
+        assert FRAMED.take_answers(reply, 0, {70_000: (OWNER, b"\x05", BATCH)}, runs) == (len(reply), 0)
         assert (type(runs[0][1][-1]) is memoryview) == (len(reply) >= LARGE)
 
 
@@ -278,10 +279,12 @@ def test_no_run_begins_with_what_is_no_request(body: str) -> None:
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[dict[int, Entry], list[tuple[int, Written]]]:
     """A table, and answers under its numbers and others, in any order, some of them twice, in any form."""
-    others: list[Batch] = [("client", 0.0, place, None) for place in range(2)]
+    # Alike, and so told apart only by which one it is.
+    batches = [Shared("a batch") for _ in range(2)]
     asked = draw(st.lists(tokens, max_size=8))
-    pending = {
-        FIRST_NUMBER + place: (draw(st.sampled_from(others)), token) for place, token in enumerate(asked)
+    pending: dict[int, Entry] = {
+        FIRST_NUMBER + place: (draw(st.sampled_from("ab")), token, draw(st.sampled_from(batches)))
+        for place, token in enumerate(asked)
     }
     unknown = st.lists(st.sampled_from([0, FIRST_NUMBER, FIRST_NUMBER + 8, LAST_NUMBER]), max_size=2)
     called = draw(st.permutations([*pending, *draw(unknown)]))
@@ -304,7 +307,7 @@ def test_a_run_of_answers_is_what_the_general_path_makes_of_it(
     runs: list[Run] = []
     end, dropped = FRAMED.take_answers(b"xy" + stream, 2, table, runs)
 
-    expected: list[tuple[Batch, bytes]] = []
+    expected: list[Given] = []
     at, unknown, left = 2, 0, dict(pending)
     for number, message in called:
         if at + len(message.framed) > 2 + len(stream) or message.token[0] != 0xCE:
@@ -314,12 +317,15 @@ def test_a_run_of_answers_is_what_the_general_path_makes_of_it(
         if entry is None:
             unknown += 1
         else:
-            expected.append((entry[0], frame(message.as_answer(entry[1]))))
+            owner, token, batch = entry
+            expected.append((owner, frame(message.as_answer(token)), batch))
     assert (end, dropped, table) == (at, unknown, left)
-    assert delivered(runs, []) == expected
-    assert all(len(parts) % PARTS == 0 for _, parts in runs)
-    # Neighbours of one batch are one run, and so one write.
-    assert all(one[0] is not other[0] for one, other in pairwise(runs))
+    given = delivered(runs, [])
+    assert given == expected
+    assert [id(batch) for *_, batch in given] == [id(batch) for *_, batch in expected]
+    assert all(len(parts) % PARTS == 0 for _, parts, _ in runs)
+    # Neighbours of one owner and batch are one run, and so one write; no others are.
+    assert all(one[0] != other[0] or one[2] is not other[2] for one, other in pairwise(runs))
 
 
 NO_ANSWERS = ["", "94 01", "94 01 ce 00010000", "94 01 ce 00010000 c0", "94 01 05 c0 c0", "94 00 05 a1 6d 90"]
@@ -328,7 +334,7 @@ NO_ANSWERS = ["", "94 01", "94 01 ce 00010000", "94 01 ce 00010000 c0", "94 01 0
 @pytest.mark.parametrize("body", NO_ANSWERS)
 def test_no_run_begins_with_what_is_no_answer(body: str) -> None:
     """A frame that holds no ordinary answer is left to `read`, though the next one seems to complete it."""
-    pending: dict[int, Entry] = {FIRST_NUMBER: (BATCH, b"\x05")}
+    pending: dict[int, Entry] = {FIRST_NUMBER: (OWNER, b"\x05", BATCH)}
     for after in (b"", b"\x94\x01\xce\x00\x01\x00\x00\xc0\xc0" * 3, bytes(20)):
         runs: list[Run] = []
         assert FRAMED.take_answers(frame(bytes.fromhex(body)) + after, 0, pending, runs) == (0, 0)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from tcpgw.errors import ProtocolError
 from tcpgw.wire.assembly import FrameAssembler, Verdict, too_large
-from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, Batch, Kind, Piece
+from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, Kind, Piece
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 from tcpgw.wire.mux import Mux
 from tcpgw.wire.thrift import Thrift
 from tests.support.assembling import STEP, chunked
+from tests.support.batches import Shared
 from tests.support.msgpack_messages import (
     Written,
     answer,
@@ -28,7 +29,7 @@ from tests.support.msgpack_messages import (
     requests,
     values,
 )
-from tests.support.muxing import FRAMED, MAX, Room, batch, enter, failed, flushed, mux_of, received, tell
+from tests.support.muxing import FRAMED, MAX, Room, enter, failed, flushed, mux_of, received, tell
 
 forms = pytest.mark.parametrize("framed", [True, False], ids=["framed", "bare"])
 
@@ -53,23 +54,23 @@ class Client:
     full = False
 
     def __init__(self, mux: Mux, codec: MsgpackRpc, limits: Iterator[int]) -> None:
-        self.batch = batch("a client")
+        self.batch = Shared("a batch")
         self.assembler = FrameAssembler(self, MAX)
         self._mux = mux
         self._codec = codec
         self._limits = limits
 
     def take(self, data: bytes, pos: int) -> int:
-        return self._mux.pass_run(data, pos, next(self._limits, 9), self.batch)[0]
+        return self._mux.pass_run(data, pos, next(self._limits, 9), "a client", self.batch)[0]
 
     def whole(self, data: bytes, pos: int, end: int, tail: Sequence[Piece]) -> None:
         message = self._codec.read(data, pos, end)
         pieces = [data[message.rest : end], *tail]
         body = sum(map(len, pieces))
         if message.kind == Kind.REQUEST:
-            self._mux.enter(message, body, pieces, self.batch)
+            self._mux.enter(message.token, body, pieces, "a client", self.batch)
         else:
-            self._mux.tell(message, body, pieces)
+            self._mux.tell(message.token, body, pieces)
 
     def admit(self, data: bytes, pos: int, total: int) -> Verdict:  # noqa: ARG002
         return Verdict.KEEP
@@ -134,11 +135,16 @@ def test_runs_and_the_general_path_are_one(
         for chunk in chunks:
             client.assembler.feed(chunk)
         assert client.assembler.held == 0
-        table = {number: token for number, (_, token) in mux.pending.items()}
+        table = {number: token for number, (_, token, _) in mux.pending.items()}
+        # Whose it is, both ways, and what it was asked in: as it was given.
+        assert all(who == "a client" and of is client.batch for who, _, of in mux.pending.values())
         sent = flushed(mux)
         got = [piece for chunk in heard for piece in received(mux, chunk)]
-        back = [data for _, data in got]
-        lost = sorted((token, code, text) for _, token, code, text in failed(mux))
+        back = [data for _, data, _ in got]
+        unkept = failed(mux)
+        lost = sorted((token, code, text) for _, token, _, code, text in unkept)
+        ends = [(who, of) for who, _, of in got] + [(one.owner, one.batch) for one in unkept]
+        assert all(who == "a client" and of is client.batch for who, of in ends)
         counts = (mux.dropped, mux.refused, mux.told)
         outcomes.append((table, sent, sorted(back), lost, list(mux.pending), flushed(mux), counts))
         assert room.held == 0
@@ -156,15 +162,15 @@ def test_numbers_begin_again_before_they_run_out() -> None:
     """Behind the last number comes the first one, between two flushes, and answers to both find their way."""
     mux = mux_of(framed=True)
     mux.next = LAST_NUMBER - 1
-    last = enter(mux, request(b"\x01"), batch("one"))
+    last = enter(mux, request(b"\x01"), "one", Shared("one"))
     assert last == LAST_NUMBER - 1
     flushed(mux)
-    first = enter(mux, request(b"\x02"), batch("two"))
+    first = enter(mux, request(b"\x02"), "two", Shared("two"))
     assert first == FIRST_NUMBER
     assert msgpack.unpackb(flushed(mux)[4:])[1] == first
     for number, token, name in ((first, b"\x02", "two"), (last, b"\x01", "one")):
         reply = answer(number_in(0xCE, number), b"\xa2ok")
-        assert received(mux, reply.framed) == [(batch(name), frame(reply.as_answer(token)))]
+        assert received(mux, reply.framed) == [(name, frame(reply.as_answer(token)), Shared(name))]
     assert mux.pending == {}
 
 
@@ -172,12 +178,13 @@ def test_numbers_begin_again_before_they_run_out() -> None:
 def test_alike_ids_of_many_clients_come_back_to_each(framed: bool) -> None:
     """A hundred requests under one id, answered backwards, are a hundred answers to their own clients."""
     mux = mux_of(framed=framed)
-    entered = {enter(mux, request(b"\x07", blob(size)), batch(str(size))): size for size in range(100)}
+    names = map(str, range(100))
+    entered = {enter(mux, request(b"\x07", blob(int(name))), name, Shared(name)): name for name in names}
     flushed(mux)
-    for number, size in reversed(entered.items()):
-        reply = answer(number_in(0xCE, number), blob(size))
+    for number, name in reversed(entered.items()):
+        reply = answer(number_in(0xCE, number), blob(int(name)))
         data = reply.framed if framed else reply.bare
-        assert received(mux, data) == [(batch(str(size)), frame(reply.as_answer(b"\x07")))]
+        assert received(mux, data) == [(name, frame(reply.as_answer(b"\x07")), Shared(name))]
         assert received(mux, data) == []
     assert mux.dropped == 100
 
@@ -203,7 +210,7 @@ def test_a_large_answer_is_stored_in_views_and_given_whole(framed: bool) -> None
     room = Room()
     mux = mux_of(framed=framed, room=room)
     for step in (LARGE, 3 * LARGE):
-        number = enter(mux, request(b"\x05"), batch("one"))
+        number = enter(mux, request(b"\x05"), "one", Shared("batch"))
         reply = answer(number_in(0xCE, number), blob(3 * LARGE))
         data = reply.framed if framed else reply.bare
         chunks = [data[at : at + step] for at in range(0, len(data), step)]
@@ -211,10 +218,10 @@ def test_a_large_answer_is_stored_in_views_and_given_whole(framed: bool) -> None
             assert mux.receive(chunk) == []
             assert mux.large == []
         assert mux.receive(chunks[-1]) == []
-        [(of, parts, held)], mux.large = mux.large, []
+        [(owner, parts, of, held)], mux.large = mux.large, []
         assert room.held == held == (len(data) if framed else STEP)
         room.give(held)
-        assert of == batch("one")
+        assert (owner, of) == ("one", Shared("batch"))
         assert b"".join(parts) == frame(reply.as_answer(b"\x05"))
         assert all(type(part) is memoryview for part in parts[1:])
 
@@ -238,13 +245,13 @@ def test_what_came_whole_in_front_of_garbage_is_an_answer(framed: bool, case: st
     for size in (10, 3 * LARGE):
         room = Room()
         mux = mux_of(framed=framed, room=room)
-        numbers = [enter(mux, request(b"\x05"), batch("one")) for _ in range(2)]
+        numbers = [enter(mux, request(b"\x05"), "one", Shared("batch")) for _ in range(2)]
         flushed(mux)
         reply = answer(number_in(0xCE, numbers[0]), blob(size))
         data = reply.framed if framed else reply.bare
         assert received(mux, data[:-5]) == []
         if told:
-            expected = [(batch("one"), frame(reply.as_answer(b"\x05")))]
+            expected = [("one", frame(reply.as_answer(b"\x05")), Shared("batch"))]
             assert received(mux, data[-5:] + garbage) == expected
             assert mux.broken is not None
         for _ in range(2):
@@ -262,7 +269,7 @@ def test_a_refused_answer_leaves_its_request_to_be_lost(size: int) -> None:
     room = Room()
     mux = Mux(Thrift(), Thrift(), MAX, room)
     binary = frame(b"\x80\x01\x00\x01" + b"\0\0\0\1m" + b"\0\0\0\x05" + b"\0")
-    mux.pass_run(binary, 0, 1, batch("one"))
+    mux.pass_run(binary, 0, 1, "one", Shared("batch"))
     flushed(mux)
     compact = frame(b"\x82\x41" + b"\x80\x80\x04" + b"\x01m" + b"\0" * size)
     assert mux.receive(compact[:-1]) == []
@@ -270,7 +277,7 @@ def test_a_refused_answer_leaves_its_request_to_be_lost(size: int) -> None:
     with pytest.raises(ProtocolError, match="encoding"):
         mux.receive(compact[-1:])
     sent, unsent = mux.lose()
-    assert [of for of, _ in sent] == [batch("one")]
+    assert [(owner, of) for owner, _, of in sent] == [("one", Shared("batch"))]
     assert unsent == []
     assert mux.large == []
     assert room.held == 0
@@ -281,11 +288,11 @@ def test_nesting_costs_time_in_proportion_at_most(framed: bool) -> None:
     """An instance's bombs of levels and of claims pass undecoded in frames, and are refused bare."""
     for bomb in (b"\x91" * 100_000 + b"\xc0", b"\xdd\xff\xff\xff\xff" * 20_000):
         mux = mux_of(framed=framed)
-        number = enter(mux, request(b"\x05"), batch("one"))
+        number = enter(mux, request(b"\x05"), "one", Shared("batch"))
         reply = answer(number_in(0xCE, number), bomb)
         start = process_time()
         if framed:
-            assert received(mux, reply.framed) == [(batch("one"), frame(reply.as_answer(b"\x05")))]
+            assert received(mux, reply.framed) == [("one", frame(reply.as_answer(b"\x05")), Shared("batch"))]
         else:
             with pytest.raises(ProtocolError):
                 mux.receive(reply.bare)
@@ -300,19 +307,20 @@ def test_only_what_was_not_flushed_was_never_sent(framed: bool) -> None:
     """Notifications, refusals and withdrawn requests between them do not misnumber the unsent."""
     mux = mux_of(framed=framed)
     for count in range(3):
-        enter(mux, request(b"\x01"), batch("sent", count))
+        enter(mux, request(b"\x01"), "sent", Shared("batch", count))
     flushed(mux)
     asked = request(b"\x09")
     received(mux, asked.framed if framed else asked.bare)  # the instance's own: its refusal is in the way
-    withdrawn = enter(mux, request(b"\x02"), batch("withdrawn"))
+    withdrawn = enter(mux, request(b"\x02"), "withdrawn", Shared("batch"))
     tell(mux, notification())
-    number = enter(mux, request(b"\x03", blob(20)), batch("unsent"))
+    number = enter(mux, request(b"\x03", blob(20)), "unsent", Shared("another"))
     assert mux.withdraw(withdrawn)
     assert mux.withdraw(FIRST_NUMBER)
     expected = request(b"\x03", blob(20)).as_request(number)
+    expected = frame(expected) if framed else expected
     sent, unsent = mux.lose()
-    assert sent == [(batch("sent", count), b"\x01") for count in (1, 2)]
-    assert unsent == [(batch("unsent"), b"\x03", frame(expected) if framed else expected)]
+    assert sent == [("sent", b"\x01", Shared("batch", count)) for count in (1, 2)]
+    assert unsent == [("unsent", b"\x03", Shared("another"), expected)]
     assert mux.lose() == ([], [])
 
 
@@ -322,18 +330,18 @@ def test_what_cannot_be_read_again_counts_as_sent(framed: bool) -> None:
     mux = mux_of(framed=framed)
     if framed:
         nonsense = frame(b"\x94\x00\x01\xc0\x90") + frame(b"\x94\x00\x02\xa5m")
-        assert mux.pass_run(nonsense, 0, 9, batch("bad")) == (len(nonsense), 2)
-    number = enter(mux, request(b"\x03"), batch("good"))
+        assert mux.pass_run(nonsense, 0, 9, "bad", Shared("batch")) == (len(nonsense), 2)
+    number = enter(mux, request(b"\x03"), "good", Shared("batch"))
     if not framed:
-        enter(mux, request(b"\x01", b"\xc1"), batch("bad"))
+        enter(mux, request(b"\x01", b"\xc1"), "bad", Shared("batch"))
     sent, unsent = mux.lose()
     assert mux.pending == {}
     expected = request(b"\x03").as_request(number)
     if framed:
-        assert sent == [(batch("bad"), b"\x01"), (batch("bad"), b"\x02")]
-        assert unsent == [(batch("good"), b"\x03", frame(expected))]
+        assert sent == [("bad", b"\x01", Shared("batch")), ("bad", b"\x02", Shared("batch"))]
+        assert unsent == [("good", b"\x03", Shared("batch"), frame(expected))]
     else:  # a stream without lengths ends for whoever reads it where it makes no sense
-        assert sent == [(batch("good"), b"\x03"), (batch("bad"), b"\x01")]
+        assert sent == [("good", b"\x03", Shared("batch")), ("bad", b"\x01", Shared("batch"))]
         assert unsent == []
 
 
@@ -341,14 +349,14 @@ def test_only_what_came_in_time_is_asked_whether_it_is_over() -> None:
     """A sweep looks at no request that came later than `before`: with thousands in flight it stays short."""
     mux = mux_of(framed=True)
     for came in range(1000):
-        enter(mux, request(b"\x05"), batch("one", float(came)))
-    asked: list[Batch] = []
+        enter(mux, request(b"\x05"), "one", Shared("batch", float(came)))
+    asked: list[Shared] = []
 
-    def is_over(of: Batch) -> bool:
+    def is_over(of: Shared) -> bool:
         asked.append(of)
-        return of[1] != 1.0
+        return of.came != 1.0
 
     over = mux.expire(2.0, is_over)
-    assert [of[1] for of in asked] == [0.0, 1.0, 2.0]
-    assert [of[1] for of, _ in over] == [0.0, 2.0]
+    assert [of.came for of in asked] == [0.0, 1.0, 2.0]
+    assert over == [("one", b"\x05", Shared("batch", came)) for came in (0.0, 2.0)]
     assert len(mux.pending) == 998

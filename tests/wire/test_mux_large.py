@@ -11,8 +11,9 @@ from tcpgw.errors import Code, ProtocolError
 from tcpgw.wire.codec import LARGE, Kind
 from tcpgw.wire.mux import Mux
 from tests.support.assembling import STEP, body, chunked
+from tests.support.batches import Shared
 from tests.support.msgpack_messages import Written, answer, frame, notification, number_in, request
-from tests.support.muxing import MAX, Room, batch, enter, failed, flushed, mux_of, received
+from tests.support.muxing import MAX, Room, enter, failed, flushed, mux_of, received
 
 forms = pytest.mark.parametrize("framed", [True, False], ids=["framed", "bare"])
 
@@ -31,8 +32,8 @@ def value(size: int) -> bytes:
 
 
 def asked(mux: Mux, count: int) -> list[int]:
-    """Requests of as many clients, each under an id of its own, and sent."""
-    numbers = [enter(mux, request(bytes((place,))), batch(str(place))) for place in range(count)]
+    """Requests of as many clients, each under an id and in a batch of its own, and sent."""
+    numbers = [enter(mux, request(bytes((at,))), str(at), Shared(str(at))) for at in range(count)]
     flushed(mux)
     return numbers
 
@@ -60,7 +61,9 @@ def test_the_neighbours_of_what_is_not_kept_arrive_unchanged(
     ]
     said = b"".join(message(reply, framed=framed) for reply in replies)
     got = [piece for chunk in data.draw(chunked(said)) for piece in received(mux, chunk)]
-    lost = {of[0]: (token, code) for of, token, code, _ in failed(mux)}
+    unkept = failed(mux)
+    assert all(one.batch == Shared(one.owner) for one in unkept)
+    lost = {one.owner: (one.token, one.code) for one in unkept}
     assert len(got) + len(lost) == len(sizes)
     for place, (size, reply) in enumerate(zip(sizes, replies, strict=True)):
         name, token = str(place), bytes((place,))
@@ -74,7 +77,7 @@ def test_the_neighbours_of_what_is_not_kept_arrive_unchanged(
                 assert size > 4 * LARGE
         else:
             assert size <= 4 * LARGE
-            assert (batch(name), frame(reply.as_answer(token))) in got
+            assert (name, frame(reply.as_answer(token)), Shared(name)) in got
     assert mux.pending == {}
     assert room.held == 0
     assert mux.dropped == 0
@@ -92,12 +95,12 @@ def test_an_answer_beyond_the_limit_fails_its_request_and_no_other(framed: bool)
     # Where it is not announced, it is seen when so much has come.
     size = f"{len(data) - 4} bytes" if framed else f"{2 * LARGE + 1} bytes or more"
     text = f"its answer has {size}, and max_frame allows less"
-    assert failed(mux) == [(batch("0"), b"\x00", Code.FRAME_TOO_LARGE, text)]
+    assert failed(mux) == [("0", b"\x00", Shared("0"), Code.FRAME_TOO_LARGE, text)]
     reply = answer(number_in(0xCE, small), b"\xa2ok")
     for step in steps[3:-1]:
         assert received(mux, step) == []
     after = received(mux, steps[-1] + message(reply, framed=framed))
-    assert after == [(batch("1"), frame(reply.as_answer(b"\x01")))]
+    assert after == [("1", frame(reply.as_answer(b"\x01")), Shared("1"))]
     assert failed(mux) == []
 
 
@@ -110,14 +113,14 @@ def test_an_answer_for_which_there_is_no_room_fails_its_request_and_no_other(fra
     replies = [answer(number_in(0xCE, number), value(3 * LARGE)) for number in (first, second)]
     for step in in_steps(message(replies[0], framed=framed)):
         assert received(mux, step) == []
-    [(of, token, code, text)] = failed(mux)
-    assert (of, token, code) == (batch("0"), b"\x00", Code.UPSTREAM_LOST)
+    [(owner, token, of, code, text)] = failed(mux)
+    assert (owner, token, of, code) == ("0", b"\x00", Shared("0"), Code.UPSTREAM_LOST)
     size = len(replies[0].framed) if framed else STEP
     assert text == f"there is no room in rpc_memory for {size} bytes of its answer"
     assert room.asked == [len(replies[0].framed) if framed else STEP]
     room.limit = MAX
     got = [piece for step in in_steps(message(replies[1], framed=framed)) for piece in received(mux, step)]
-    assert got == [(batch("1"), frame(replies[1].as_answer(b"\x01")))]
+    assert got == [("1", frame(replies[1].as_answer(b"\x01")), Shared("1"))]
     assert room.held == 0
     assert mux.dropped == 0
 
@@ -152,7 +155,7 @@ def test_a_connection_lost_within_a_large_answer_gives_its_room_back(framed: boo
     assert received(mux, message(answer(number_in(0xCE, number), value(3 * LARGE)), framed=framed)[:-1]) == []
     assert room.held > 0
     sent, unsent = mux.lose()
-    assert (sent, unsent) == ([(batch("0"), b"\x00")], [])
+    assert (sent, unsent) == ([("0", b"\x00", Shared("0"))], [])
     assert room.held == 0
     mux.lose()
     assert room.held == 0
@@ -220,7 +223,7 @@ def test_the_rest_of_an_answer_that_nobody_waits_for_is_skipped(framed: bool, en
     if end == "withdrawn":
         assert mux.withdraw(first)
     else:
-        assert len(mux.expire(1.0, lambda of: of == batch("0"))) == 1
+        assert len(mux.expire(1.0, lambda of: of == Shared("0"))) == 1
     assert room.held == 0
     last = message(answer(number_in(0xCE, second), value(10)), framed=framed)
     assert len(received(mux, data[3 * LARGE :] + last)) == 1

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from tcpgw.errors import Code
-from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, Batch, Kind
+from tcpgw.wire.codec import FIRST_NUMBER, LARGE, LAST_NUMBER, Kind
 from tests.support.assembling import chunked
+from tests.support.batches import Given, Shared
 from tests.support.msgpack_messages import (
     Written,
     answer,
@@ -18,7 +19,10 @@ from tests.support.msgpack_messages import (
     requests,
     values,
 )
-from tests.support.muxing import Room, batch, enter, failed, flushed, mux_of, received, tell
+from tests.support.muxing import Room, enter, failed, flushed, mux_of, received, tell
+
+# Of a request: whose it is, what it shares with others, and itself.
+Owed = tuple[str, Shared, Written]
 
 # Beyond it are the largest of `values`.
 MAX_FRAME = 2 * LARGE
@@ -38,16 +42,16 @@ class Lifecycle(RuleBasedStateMachine):
         self.mux.next = start
         self.mux.flush()
         self.clock = 0.0
-        self.owed: dict[int, tuple[Batch, Written]] = {}
+        self.owed: dict[int, Owed] = {}
         self.unsent: dict[int, Written] = {}
         self.tokens: set[int] = set()  # the numbers under which the instance was asked
         # What was cut off: the number that it answers, the answer, and what is still to come.
         self.coming: tuple[int, Written, bytes] | None = None
         self.dropped = self.refused = self.told = 0
 
-    def _batch(self, name: str) -> Batch:
+    def _batch(self, name: str) -> Shared:
         self.clock += 1.0
-        return batch(name, self.clock)
+        return Shared(name, self.clock)
 
     def _message(self, data: Written) -> bytes:
         return data.framed if self.framed else data.bare
@@ -57,27 +61,48 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(target=asked, message=requests, name=st.sampled_from("abc"))
     def enter(self, message: Written, name: str) -> int:
         of = self._batch(name)
-        number = enter(self.mux, message, of)
-        self._owe(number, of, message)
+        number = enter(self.mux, message, f"client {name}", of)
+        self._owe(number, f"client {name}", of, message)
         return number
 
     @rule(messages=st.lists(requests, min_size=1, max_size=4), limit=st.integers(0, 4))
     def pass_run(self, messages: list[Written], limit: int) -> None:
         if not self.framed:
             return
-        of = self._batch("runner")
+        of = self._batch("a run")
         data = b"".join(message.framed for message in messages)
         first = self.mux.next
-        end, count = self.mux.pass_run(data, 0, limit, of)
+        end, count = self.mux.pass_run(data, 0, limit, "runner", of)
         assert count <= limit
         assert end == sum(len(message.framed) for message in messages[:count])
         assert all(message.header == b"\x94" for message in messages[:count])
         for place, message in enumerate(messages[:count]):
-            self._owe(first + place, of, message)
+            self._owe(first + place, "runner", of, message)
 
-    def _owe(self, number: int, of: Batch, message: Written) -> None:
+    @rule(
+        messages=st.dictionaries(st.sampled_from("defg"), requests | notifications, min_size=1),
+        most=st.sampled_from([40, LARGE - 1]),
+    )
+    def pass_reads(self, messages: dict[str, Written], most: int) -> None:
+        if not self.framed:
+            return
+        of = self._batch("a turn")
+        reads = {name: message.framed for name, message in messages.items()}
+        first = self.mux.next
+        others = self.mux.pass_reads(reads, most, of)
+        taken = [name for name in reads if name not in dict(others)]
+        assert self.mux.next == first + len(taken)
+        for place, name in enumerate(taken):
+            self._owe(first + place, name, of, messages[name])
+        assert others == [
+            (name, message.framed)
+            for name, message in messages.items()
+            if message.kind != Kind.REQUEST or message.header != b"\x94" or len(message.framed) > most
+        ]
+
+    def _owe(self, number: int, owner: str, of: Shared, message: Written) -> None:
         assert number not in self.owed
-        self.owed[number] = of, message
+        self.owed[number] = owner, of, message
         self.unsent[number] = message
 
     @rule(message=notifications)
@@ -128,9 +153,9 @@ class Lifecycle(RuleBasedStateMachine):
             assert cut >= LARGE
             self.coming = (0, message, whole[cut:])
         if told:
-            of, asked = self.owed.pop(number)
-            assert [one[:2] for one in told] == [(of, asked.token)]
-            self._check_failed(message, told[0][2])
+            owner, of, asked = self.owed.pop(number)
+            assert [one[:3] for one in told] == [(owner, asked.token, of)]
+            self._check_failed(message, told[0].code)
         self.dropped += self.mux.dropped > dropped
 
     @rule(data=st.data(), message=requests | notifications, number=st.integers(0, FIRST_NUMBER - 1))
@@ -149,7 +174,7 @@ class Lifecycle(RuleBasedStateMachine):
             number, message, rest = self.coming
             answers = [(number, message), *answers] if number else answers
             self.coming = None
-        self.expected: list[tuple[Batch, Written, Written]] = []
+        self.expected: list[tuple[str, Shared, Written, Written]] = []
         for number, message in answers:
             if number in self.owed:
                 self.expected.append((*self.owed.pop(number), message))
@@ -160,16 +185,16 @@ class Lifecycle(RuleBasedStateMachine):
     def _hear(self, said: bytes, data: st.DataObject) -> None:
         """Each that is expected is given whole, or fails for a reason."""
         got = [piece for chunk in data.draw(chunked(said)) for piece in received(self.mux, chunk)]
-        kept: list[tuple[Batch, bytes]] = []
+        kept: list[Given] = []
         told = failed(self.mux)
-        for of, asked, message in self.expected:
-            one = (of, frame(message.as_answer(asked.token)))
+        for owner, of, asked, message in self.expected:
+            one = (owner, frame(message.as_answer(asked.token)), of)
             if got.count(one) > kept.count(one):
                 kept.append(one)
                 continue
-            [reason, *_] = [each for each in told if each[:2] == (of, asked.token)]
+            [reason, *_] = [each for each in told if each[:3] == (owner, asked.token, of)]
             told.remove(reason)
-            self._check_failed(message, reason[2])
+            self._check_failed(message, reason.code)
         assert sorted(got, key=repr) == sorted(kept, key=repr)
         assert told == []
 
@@ -186,39 +211,61 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(number=asked)
     def withdraw(self, number: int) -> None:
         assert self.mux.withdraw(number) == (number in self.owed)
-        self.owed.pop(number, None)
+        self._give_up(number)
         assert not self.mux.withdraw(number)
 
     @rule(age=st.integers(0, 6), name=st.sampled_from("abc"))
     def expire(self, age: int, name: str) -> None:
         """Deadlines of one client's requests pass, of those that came before some time."""
         before = self.clock - age
-        over = [n for n, (of, _) in self.owed.items() if of[1] <= before and of[0] == name]
-        expected = [(self.owed[number][0], self.owed.pop(number)[1].token) for number in over]
-        assert self.mux.expire(before, lambda of: of[0] == name) == expected
+        over = [n for n, (_, of, _) in self.owed.items() if of.came <= before and of.name == name]
+        expected = [self._entry(self.owed[number]) for number in over]
+        assert self.mux.expire(before, lambda of: of.name == name) == expected
+        for number in over:
+            self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
+        """Its answer is dropped at once if it is being collected, else if it comes."""
+        if self.owed.pop(number, None) and self.coming and self.coming[0] == number and self._collected():
+            self.coming = (0, *self.coming[1:])
+            self.dropped += 1
+
+    def _collected(self) -> int:
+        """How much is reserved for the answer that was cut off."""
+        if self.coming is None or not self.coming[0]:
+            return 0
+        _, message, rest = self.coming
+        size = len(self._message(message))
+        return (size if self.framed else MAX_FRAME) if size - len(rest) >= LARGE else 0
 
     @rule()
     def lose(self) -> None:
         """What was flushed counts as sent; what was not comes back as the frame that it was."""
         sent, unsent = self.mux.lose()
         gone = {number: self.owed[number] for number in self.unsent if number in self.owed}
-        assert [(one.batch, one.token, one.frame) for one in unsent] == [
+        assert [(one.owner, one.batch, one.token, one.frame) for one in unsent] == [
             (
+                owner,
                 of,
                 message.token,
                 frame(message.as_request(number)) if self.framed else message.as_request(number),
             )
-            for number, (of, message) in gone.items()
+            for number, (owner, of, message) in gone.items()
         ]
-        assert sent == [(of, m.token) for number, (of, m) in self.owed.items() if number not in gone]
+        assert sent == [self._entry(owed) for number, owed in self.owed.items() if number not in gone]
         assert self.mux.lose() == ([], [])
         assert self.mux.parts == []
         assert self.room.held == 0
         self.connect(self.framed, FIRST_NUMBER)
 
+    @staticmethod
+    def _entry(owed: Owed) -> tuple[str, bytes, Shared]:
+        owner, of, message = owed
+        return owner, message.token, of
+
     @invariant()
     def table_is_what_is_owed(self) -> None:
-        assert self.mux.pending == {number: (of, m.token) for number, (of, m) in self.owed.items()}
+        assert self.mux.pending == {number: self._entry(owed) for number, owed in self.owed.items()}
         assert list(self.mux.pending) == list(self.owed)
         counts = (self.mux.dropped, self.mux.refused, self.mux.told)
         assert counts == (self.dropped, self.refused, self.told)
@@ -227,13 +274,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def the_account_has_what_is_being_collected(self) -> None:
-        if self.coming is None or not self.coming[0]:
-            assert self.room.held == 0
-            return
-        _, message, rest = self.coming
-        whole = self._message(message)
-        large = len(whole) - len(rest) >= LARGE
-        assert self.room.held == ((len(whole) if self.framed else MAX_FRAME) if large else 0)
+        assert self.room.held == self._collected()
 
 
 TestLifecycle = Lifecycle.TestCase

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcpgw.errors import ProtocolError
-from tcpgw.wire.codec import Batch, Codec, Entry, Piece
+from tcpgw.wire.codec import Codec, Entry, Piece
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 from tcpgw.wire.thrift import Thrift
+from tests.support.batches import Shared
 
-BATCH: Batch = ("client", 1.0, None, None)
+BATCH = Shared("a batch", 1.0)
 Make = Callable[[int, str, bytes], bytes]
 
 
@@ -42,7 +43,7 @@ def passed(
     parts: list[Piece] = []
     pending: dict[int, Entry] = {}
     end, number = codec.take_requests(
-        data, 0, pending, parts.append, range(70_000, 70_000 + limit), BATCH, name
+        data, 0, pending, parts.append, range(70_000, 70_000 + limit), "client", BATCH, name
     )
     return end, number - 70_000, b"".join(parts), pending
 

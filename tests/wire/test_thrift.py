@@ -29,7 +29,6 @@ from tcpgw.wire.codec import (
     LARGE,
     LAST_NUMBER,
     PARTS,
-    Batch,
     Entry,
     Kind,
     Message,
@@ -38,6 +37,8 @@ from tcpgw.wire.codec import (
     Run,
 )
 from tcpgw.wire.thrift import MAX_NAME, Thrift
+from tests.support.batches import Given, Shared
+from tests.support.msgpack_messages import delivered
 from tests.support.splitting import cut
 
 CODEC = Thrift()
@@ -49,7 +50,7 @@ CALL, REPLY, EXCEPTION, ONEWAY = (
     TMessageType.EXCEPTION,
     TMessageType.ONEWAY,
 )
-BATCH: Batch = ("a client", 0.0, None, None)
+OWNER, BATCH = "a client", Shared("a batch")
 
 encodings = pytest.mark.parametrize("encoding", ENCODINGS)
 
@@ -140,7 +141,7 @@ def read(frame: bytes) -> Message:
 
 def to_instance(frame: bytes, number: int) -> bytes:
     message = read(frame)
-    return CODEC.request(message, len(frame) - message.rest, number) + frame[message.rest :]
+    return CODEC.request(message.token, len(frame) - message.rest, number) + frame[message.rest :]
 
 
 def to_client(frame: bytes, token: bytes) -> bytes:
@@ -179,7 +180,7 @@ def test_a_oneway_passes_under_zero(encoding: str) -> None:
     """A notification keeps its method and body, and its id is none that an answer could be taken for."""
     frame = apache(encoding, "log", ONEWAY, 70_000, b"any bytes")
     message = read(frame)
-    passed = CODEC.notification(message, len(frame) - message.rest) + frame[message.rest :]
+    passed = CODEC.notification(message.token, len(frame) - message.rest) + frame[message.rest :]
     assert (message.kind, message.method, message.number) == (Kind.NOTIFY, b"log", -1)
     assert passed == apache(encoding, "log", ONEWAY, 0, b"any bytes")
 
@@ -206,7 +207,7 @@ def test_the_head_of_a_large_frame_is_enough() -> None:
     """A request is read and renumbered from its first LARGE bytes, in a chunk that begins before it."""
     frame = apache("compact", "predict", CALL, 300, bytes(100_000))
     message = CODEC.read(b"before" + frame[:LARGE], 6, 6 + LARGE)
-    prefix = CODEC.request(message, len(frame) + 6 - message.rest, 70_000)
+    prefix = CODEC.request(message.token, len(frame) + 6 - message.rest, 70_000)
     assert prefix + frame[message.rest - 6 :] == apache("compact", "predict", CALL, 70_000, bytes(100_000))
 
 
@@ -387,7 +388,7 @@ def test_an_answer_to_a_oneway_is_nobodys(ends: tuple[Any, Any]) -> None:
     client._send("log", text="hello")
     frame = framed(asked.getvalue())
     message = read(frame)
-    passed = CODEC.notification(message, len(frame) - message.rest) + frame[message.rest :]
+    passed = CODEC.notification(message.token, len(frame) - message.rest) + frame[message.rest :]
     TProcessor(other.Other, Instance()).process(protocol(transport(passed[4:])), protocol(answered))
     assert message.kind == Kind.NOTIFY
     assert read(framed(answered.getvalue())).number < FIRST_NUMBER
@@ -399,7 +400,7 @@ def test_an_answer_to_a_oneway_is_nobodys(ends: tuple[Any, Any]) -> None:
 def run_requests(data: bytes, numbers: range, pos: int = 0) -> tuple[int, int, list[Piece], dict[int, Entry]]:
     parts: list[Piece] = []
     pending: dict[int, Entry] = {}
-    pos, number = CODEC.take_requests(data, pos, pending, parts.append, numbers, BATCH)
+    pos, number = CODEC.take_requests(data, pos, pending, parts.append, numbers, OWNER, BATCH)
     return pos, number, parts, pending
 
 
@@ -412,7 +413,9 @@ def test_a_run_of_requests_passes_at_once(count: int, size: int) -> None:
     pos, number, parts, pending = run_requests(data, range(70_000, 80_000), 6)
     assert (pos, number) == (len(data), 70_000 + count)
     assert b"".join(parts) == b"".join(map(to_instance, frames, range(70_000, 80_000)))
-    assert pending == {70_000 + place: (BATCH, read(frame).token) for place, frame in enumerate(frames)}
+    assert pending == {
+        70_000 + place: (OWNER, read(frame).token, BATCH) for place, frame in enumerate(frames)
+    }
 
 
 @pytest.mark.parametrize("numbers", [range(5, 5), range(5, 6), range(5, 17)])
@@ -463,7 +466,7 @@ def test_large_bodies_are_not_copied() -> None:
     assert {type(part) for part in parts if len(part) == LARGE} == {memoryview}
     assert {type(part) for part in parts if len(part) < LARGE} == {bytes}
     runs, *_ = run_answers(
-        apache("binary", "predict", REPLY, 5, bytes(LARGE)), {5: (BATCH, read(small).token)}
+        apache("binary", "predict", REPLY, 5, bytes(LARGE)), {5: (OWNER, read(small).token, BATCH)}
     )
     assert type(runs[0][1][-1]) is memoryview
 
@@ -475,16 +478,16 @@ def run_answers(data: bytes, pending: dict[int, Entry]) -> tuple[list[Run], int,
 
 
 def test_answers_go_back_in_runs_for_each_batch() -> None:
-    """Neighbours of one batch form a run, each answer to a call its own; those to nobody are counted."""
-    mine: Batch = ("me", 0.0, None, None)
-    yours: Batch = ("you", 0.0, None, None)
-    call: Batch = ("me", 0.0, None, "a call")
-    asked = [mine, mine, yours, mine, call, call, None, None, mine]
+    """Neighbours of one owner and one batch form a run, and no others do; those to nobody are counted."""
+    # A call has a batch of its own for each attempt: alike here, and yet not the same.
+    turn, first, again = Shared("a turn"), Shared("a call"), Shared("a call")
+    mine, yours = ("me", turn), ("you", turn)
+    asked = [mine, mine, yours, mine, ("me", first), ("me", again), None, None, mine, yours]
     tokens = [read(apache("binary", "predict", CALL, -place)).token for place in range(len(asked))]
-    pending = {
-        5 + place: (batch, token)
-        for place, (batch, token) in enumerate(zip(asked, tokens, strict=True))
-        if batch is not None
+    pending: dict[int, Entry] = {
+        5 + place: (one[0], token, one[1])
+        for place, (one, token) in enumerate(zip(asked, tokens, strict=True))
+        if one is not None
     }
     frames = [
         apache("binary", "predict", EXCEPTION if place == 3 else REPLY, 5 + place, bytes(place + 1))
@@ -492,10 +495,13 @@ def test_answers_go_back_in_runs_for_each_batch() -> None:
     ]
     runs, pos, dropped = run_answers(b"".join(frames), pending)
     assert (pos, dropped, pending) == (sum(map(len, frames)), 2, {})
-    assert [batch for batch, _ in runs] == [mine, yours, mine, call, call, mine]
-    assert [len(parts) for _, parts in runs] == [2 * PARTS, *[PARTS] * 5]
-    kept = [place for place, batch in enumerate(asked) if batch is not None]
-    assert b"".join(b"".join(parts) for _, parts in runs) == b"".join(
+    assert [owner for owner, *_ in runs] == ["me", "you", "me", "me", "me", "me", "you"]
+    assert [id(batch) for *_, batch in runs] == [
+        id(of) for of in (turn, turn, turn, first, again, turn, turn)
+    ]
+    assert [len(parts) for _, parts, _ in runs] == [2 * PARTS, *[PARTS] * 6]
+    kept = [place for place, one in enumerate(asked) if one is not None]
+    assert b"".join(b"".join(parts) for _, parts, _ in runs) == b"".join(
         to_client(frames[place], tokens[place]) for place in kept
     )
 
@@ -513,10 +519,10 @@ def test_a_run_stops_before_what_is_no_ordinary_answer(stop: bytes) -> None:
     """What is incomplete, another message or nonsense is left for `read`, and its request stays pending."""
     token = read(apache("binary", "predict", CALL, 1)).token
     frame = apache("binary", "predict", REPLY, 4)
-    pending = {4: (BATCH, token), 5: (BATCH, token)}
+    pending: dict[int, Entry] = dict.fromkeys((4, 5), (OWNER, token, BATCH))
     runs, pos, dropped = run_answers(frame + stop, pending)
     assert (pos, dropped, list(pending)) == (len(frame), 0, [5])
-    assert [b"".join(parts) for _, parts in runs] == [to_client(frame, token)]
+    assert [b"".join(parts) for _, parts, _ in runs] == [to_client(frame, token)]
 
 
 @pytest.mark.parametrize(("asked", "answered"), [("binary", "compact"), ("compact", "binary")])
@@ -524,9 +530,9 @@ def test_an_answer_in_another_encoding_is_refused(asked: str, answered: str) -> 
     """An instance that does not answer in the request's encoding breaks the protocol."""
     token = read(apache(asked, "predict", CALL, 1)).token
     frame = apache(answered, "predict", REPLY, 5, bytes(40))
-    pending = {5: (BATCH, token)}
+    pending: dict[int, Entry] = {5: (OWNER, token, BATCH)}
     assert run_answers(frame, pending) == ([], 0, 0)
-    assert pending == {5: (BATCH, token)}
+    assert pending == {5: (OWNER, token, BATCH)}
     with pytest.raises(ProtocolError, match="byte 4: expected an answer in the request's encoding"):
         to_client(frame, token)
 
@@ -577,7 +583,7 @@ def pass_requests(chunks: list[bytes], room: int) -> tuple[bytes, dict[int, Entr
         while True:
             before = pos
             numbers = range(number, number + room)
-            pos, number = CODEC.take_requests(data, pos, pending, parts.append, numbers, BATCH)
+            pos, number = CODEC.take_requests(data, pos, pending, parts.append, numbers, OWNER, BATCH)
             end = whole(data, pos)
             if end is None:
                 break
@@ -585,11 +591,11 @@ def pass_requests(chunks: list[bytes], room: int) -> tuple[bytes, dict[int, Entr
                 continue
             message = CODEC.read(data, pos, end)
             if message.kind == Kind.REQUEST:
-                parts.append(CODEC.request(message, end - message.rest, number))
-                pending[number] = BATCH, message.token
+                parts.append(CODEC.request(message.token, end - message.rest, number))
+                pending[number] = OWNER, message.token, BATCH
                 number += 1
             else:
-                parts.append(CODEC.notification(message, end - message.rest))
+                parts.append(CODEC.notification(message.token, end - message.rest))
             parts.append(data[message.rest : end])
             pos = end
         rest = data[pos:]
@@ -609,8 +615,8 @@ def test_runs_of_requests_equal_requests_one_by_one(chunks: list[bytes], room: i
 
 def pass_answers(
     chunks: list[bytes], pending: dict[int, Entry], *, runs: bool
-) -> tuple[list[tuple[Batch, bytes]], int, dict[int, Entry]]:
-    """As a connection does. Returns what each batch gets, in order, and how many answers were to nobody."""
+) -> tuple[list[Given], int, dict[int, Entry]]:
+    """As a connection does. Returns what each client gets, in order, and how many answers were to nobody."""
     taken: list[Run] = []
     rest, dropped = b"", 0
     for chunk in chunks:
@@ -627,30 +633,26 @@ def pass_answers(
             if entry is None:
                 dropped += 1
             else:
-                prefix = CODEC.answer(message, end - message.rest, entry[1])
-                taken.append((entry[0], [prefix, b"", data[message.rest : end]]))
+                owner, token, batch = entry
+                prefix = CODEC.answer(message, end - message.rest, token)
+                taken.append((owner, [prefix, b"", data[message.rest : end]], batch))
             pos = end
         rest = data[pos:]
     assert rest == b""
-    gets = [
-        (batch, b"".join(parts[place : place + PARTS]))
-        for batch, parts in taken
-        for place in range(0, len(parts), PARTS)
-    ]
-    return gets, dropped, pending
+    return delivered(taken, []), dropped, pending
 
 
 @st.composite
 def answered(draw: st.DrawFn) -> tuple[list[bytes], dict[int, Entry]]:
-    """Answers in chunks, out of order, to requests of a few batches, and some to nobody."""
-    batches: list[Batch] = [("a", 0.0, None, None), ("b", 0.0, None, None), ("c", 0.0, None, "a call")]
+    """Answers in chunks, out of order, to requests of a few clients and batches, and some to nobody."""
+    batches = [Shared("one"), Shared("two"), Shared("two", 1.0)]
     requests = draw(st.lists(calls, max_size=20))
     pending: dict[int, Entry] = {}
     frames = []
     for number, frame in enumerate(requests, FIRST_NUMBER):
         encoding = "compact" if frame[4] == 0x82 else "binary"
         if draw(st.integers(0, 5)):
-            pending[number] = draw(st.sampled_from(batches)), read(frame).token
+            pending[number] = draw(st.sampled_from("ab")), read(frame).token, draw(st.sampled_from(batches))
         type_ = draw(st.sampled_from([REPLY, REPLY, EXCEPTION]))
         frames.append(apache(encoding, draw(IDENTIFIERS), type_, number, draw(BODIES)))
     stream = b"".join(draw(st.permutations(frames)))

@@ -1,7 +1,4 @@
-"""A request that somebody must remember: one that waits, may be sent again, or has a rule of its own.
-
-Most requests need no such thing: see `Batch` in wire/codec.py.
-"""
+"""What is known of requests under way: of ordinary ones what they share, of a few a Call for each."""
 
 from __future__ import annotations
 
@@ -16,8 +13,26 @@ if TYPE_CHECKING:
     from tcpgw.relay.rpc.session import RpcSession
 
 
+class Batch:
+    """What requests that were read in one turn and have one rule share; else what one has for itself.
+
+    `deadline` and `field` are as of a Call.
+    """
+
+    __slots__ = ("call", "came", "deadline", "field", "rule")
+
+    def __init__(self, came: float, rule: Rule, call: Call | None = None) -> None:
+        self.came = came  # time.monotonic(), to the accuracy of a turn
+        self.rule = rule
+        self.call = call
+        self.deadline = came + rule.timeout if call is None else call.deadline
+        self.field: tuple[int, int] | None = None
+
+
 class Call:
-    """From its reading until `done`: answered, failed, or of a client that is gone.
+    """A request that somebody must remember: one that waits, may be sent again, or has a rule of its own.
+
+    From its reading until `done`: answered, failed, or of a client that is gone.
 
     `attempts` are where it is under way; more than one while it is hedged. `pieces` are given up with the
     sending unless the rule says that it may be sent again.

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from tcpgw.errors import ProtocolError
+from tcpgw.relay.rpc.call import Batch
 from tcpgw.relay.rpc.routing import Rule
 from tcpgw.relay.sockets import set_options
 from tcpgw.wire.codec import PARTS
@@ -35,15 +36,15 @@ _STUCK = 5.0
 _MOST_REFUSALS = 1024
 
 
-_NO_RULE = Rule("", timeout=0.0)
+_NONE = Batch(0.0, Rule("", timeout=0.0))
 
 
 class Channel(asyncio.Protocol):
     """Open from `connection_made` to `connection_lost`; `lost` is set from then on."""
 
     __slots__ = (
-        "_held", "_loop", "_memory", "_refused", "_stuck", "_transport", "_unsent", "given_up", "lane",
-        "lost", "mux", "open", "paused", "scheduled", "turn", "why",
+        "_batch", "_held", "_loop", "_memory", "_refused", "_stuck", "_transport", "_unsent", "came",
+        "given_up", "lane", "lost", "mux", "open", "paused", "scheduled", "why",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, mux: Mux, loop: asyncio.AbstractEventLoop) -> None:
@@ -51,11 +52,12 @@ class Channel(asyncio.Protocol):
         self.open = False
         self.paused = False  # the instance does not read as fast as requests come
         self.scheduled = False
-        self.turn = 0.0  # when the requests that are sent together were read, to the accuracy of a turn
+        self.came = 0.0  # when the requests that are sent together were read, to the accuracy of a turn
         self.lost = asyncio.Event()
         self.given_up = False  # ended for what it was busy with, not for a fault
         self.why = ""
         self.lane = lane
+        self._batch = _NONE
         self._loop = loop
         self._memory = lane.service.memory
         self._held = 0  # bytes reserved for what was sent, and may be in the transport's buffer
@@ -72,14 +74,27 @@ class Channel(asyncio.Protocol):
             set_options(sock, _KEEPALIVE)
         self.open = True
 
-    def schedule(self) -> None:
-        """Send what the mux is given in this turn of the loop, at its end. Idempotent."""
+    def schedule(self, came: float) -> None:
+        """Send what the mux is given in this turn of the loop, at its end. It was read then. Idempotent."""
+        if not self.scheduled:
+            self.gather(came)
+            self._loop.call_soon(self.flush)
+
+    def gather(self, came: float) -> None:
+        """As `schedule`, for who calls `flush` itself in this turn."""
         if not self.scheduled:
             self.scheduled = True
-            self.turn = monotonic()
-            self._loop.call_soon(self._flush)
+            self.came = came
 
-    def _flush(self) -> None:
+    def batch(self, rule: Rule) -> Batch:
+        """What the requests of this turn with this rule have in common; after `schedule`."""
+        batch = self._batch
+        if batch.rule is not rule or batch.came != self.came:
+            batch = self._batch = Batch(self.came, rule)
+        return batch
+
+    def flush(self) -> None:
+        """Give the transport all that the mux has been given. Idempotent."""
         self.scheduled = False
         self._unsent = 0
         mux = self.mux
@@ -100,7 +115,7 @@ class Channel(asyncio.Protocol):
         self._held += held
         self._unsent += size
         if self._unsent > _HIGH_WATER:
-            self._flush()
+            self.flush()
 
     def _release(self) -> None:
         """What the transport has is less than the high water now, or was never sent."""
@@ -117,27 +132,27 @@ class Channel(asyncio.Protocol):
             return
         now = monotonic()
         answered = alike = 0
-        since = oldest = now
-        last = _NO_RULE
-        for (client, started, rule, call), parts in runs:
-            if call is not None:
-                self.lane.service.answered(call, self, parts, now)
-                answered += 1
-                oldest = min(oldest, started)
-                continue
-            count = len(parts) // PARTS
+        oldest = now
+        last = _NONE
+        for client, parts, batch in runs:
             # What was sent together mostly comes back together: one entry in the histogram for all of it.
-            if started is not since or rule is not last:
-                if alike:
-                    last.latency.add(now - since, alike)
+            if batch is not last:
+                same = batch.came == last.came and batch.rule is last.rule and batch.call is None
+                if alike and not same:
+                    last.rule.latency.add(now - last.came, alike)
                     answered += alike
                     alike = 0
-                since, last = started, rule
-                oldest = min(oldest, since)
-            alike += count
-            client.deliver(parts, count)
+                last = batch
+                oldest = min(oldest, batch.came)
+            if batch.call is None:
+                count = len(parts) // PARTS
+                alike += count
+                client.deliver(parts, count)
+            else:
+                self.lane.service.answered(batch.call, self, parts, now)
+                answered += 1
         if alike:
-            last.latency.add(now - since, alike)
+            last.rule.latency.add(now - last.came, alike)
             answered += alike
         if answered:
             self.lane.finished(answered, now - oldest)
@@ -157,28 +172,28 @@ class Channel(asyncio.Protocol):
 
     def _answer_large(self, now: float) -> None:
         large, self.mux.large = self.mux.large, []
-        for (client, started, rule, call), parts, held in large:
+        for client, parts, batch, held in large:
             self._memory.pass_on(held)
-            if call is not None:
-                self.lane.service.answered(call, self, parts, now)
+            if batch.call is not None:
+                self.lane.service.answered(batch.call, self, parts, now)
             else:
-                rule.latency.add(now - started)
+                batch.rule.latency.add(now - batch.came)
                 client.deliver(parts, 1)
             self._memory.grant()
-            self.lane.finished(1, now - started)
+            self.lane.finished(1, now - batch.came)
 
     def _fail(self) -> None:
         """Answers that could not be kept: their bytes are passed over, and the connection goes on."""
         failed, self.mux.failed = self.mux.failed, []
-        for batch, token, code, text in failed:
-            self.lane.service.answer_lost(batch, token, code, text, self)
+        for one in failed:
+            self.lane.service.answer_lost(one, self)
         self.lane.finished(len(failed), 0.0)
 
     def _refuse(self) -> None:
         if self.paused and self.mux.refused - self._refused > _MOST_REFUSALS:
             self._fault("the instance sends requests itself and does not read that they are refused")
         else:
-            self.schedule()
+            self.schedule(monotonic())
 
     def eof_received(self) -> bool:
         # At once, whatever is unsent: no answer can come any more, and who is sent here would wait in vain.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tcpgw.balancing.fair_queue import FairQueue
+from tcpgw.relay.rpc.call import Batch
 from tcpgw.relay.rpc.channel import Channel
 
 if TYPE_CHECKING:
@@ -181,13 +182,14 @@ class Lane:
     def _send(self, call: Call, channel: Channel) -> None:
         pieces, body = self.service.outgoing(call)
         if not channel.scheduled:
-            channel.schedule()
+            channel.schedule(time.monotonic())
         if call.is_request:
-            batch = (call.client, channel.turn, call.rule, call)
-            call.attempts.append((channel, channel.mux.enter(call.message, body, pieces, batch)))
+            batch = Batch(channel.came, call.rule, call)
+            number = channel.mux.enter(call.message.token, body, pieces, call.client, batch)
+            call.attempts.append((channel, number))
             self._target.begin(1)
         else:
-            channel.mux.tell(call.message, body, pieces)
+            channel.mux.tell(call.message.token, body, pieces)
         call.tried.append(self.endpoint)
         call.until = 0.0
         channel.put(call.body, self.service.sent(call))

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tcpgw.relay.rpc.session import RpcSession
+from tcpgw.relay.rpc.turn import EachTurn
 from tcpgw.wire.msgpack_scan import MsgpackSplitter
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class RpcPlane:
         self.bulk = bulk  # bytes of an answer from which its client's next requests go by the bulk lane
         # Instances without lengths would take what follows a value in a frame for the next client's message.
         self.inner = partial(MsgpackSplitter, settings.max_frame) if rewrites else None
+        # Whether clients' requests may be taken together in turns, and the turn of those that go different
+        # ways. Bodies that are looked at as they come have none.
+        self.turns = self.inner is None and routing.by_name
+        self.each = EachTurn(self) if self.inner is None and routing.looks else None
         self.loop = asyncio.get_running_loop()
         self._bare = bare
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tcpgw.observe.histogram import Histogram
-from tcpgw.wire.codec import Codec, Path
+from tcpgw.wire.codec import Codec
+from tcpgw.wire.field import Field
 
 if TYPE_CHECKING:
     from tcpgw.relay.rpc.service import RpcService
@@ -25,7 +26,7 @@ class Rule:
 
     __slots__ = (
         "denied", "failed", "hedge", "idempotent", "inflight", "latency", "limit", "name", "priority",
-        "requests", "service", "timeout",
+        "service", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +50,6 @@ class Rule:
         self.limit = limit
         self.denied = denied
         self.inflight = 0  # of requests that a Call remembers
-        self.requests = 0
         self.failed = 0  # answered with an error of the gateway's
         self.latency = Histogram()
 
@@ -93,7 +93,7 @@ class Key:
     of_client: Callable[[Address | None], int]
     of_bytes: Callable[[bytes], int]
     by_method: bool = False
-    field: Path | None = None
+    field: Field | None = None
 
     @property
     def stays(self) -> bool:
@@ -104,7 +104,7 @@ class Key:
         """Of a key that does not stay: the request's own position, or None where it has no such field."""
         if self.field is None:
             return self.of_bytes(method)
-        span = codec.find(head, 0, self.field)
+        span = self.field.find(codec, method, head)
         key = codec.key(head, span) if span else None
         return self.of_bytes(key) if key is not None else None
 
@@ -123,7 +123,7 @@ class Routing:
         split_key: Key,
         keys: Mapping[RpcService, Key],
         *,
-        deadline: Path | None = None,
+        deadline: Field | None = None,
     ) -> None:
         self.rules = rules
         self.deadline = deadline

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 from tcpgw.balancing.budgets import HedgeBudget, RetryBudget
 from tcpgw.errors import Code
-from tcpgw.relay.rpc.call import Call
+from tcpgw.relay.rpc.call import Batch, Call
 from tcpgw.relay.rpc.hedging import Hedging
 from tcpgw.relay.rpc.target import Target
-from tcpgw.wire.codec import Batch, Codec, Piece
-from tcpgw.wire.mux import Mux, Unsent
+from tcpgw.wire.codec import Codec, Entry, Piece
+from tcpgw.wire.mux import Failed, Mux, Unsent
 
 if TYPE_CHECKING:
     from tcpgw.config.service import Rpc
@@ -158,6 +158,11 @@ class RpcService:
 
     def choose(self, position: int) -> Target | None:
         """The first candidate, if it can be sent requests right now; None: `submit` each."""
+        home = self.pool.home(position)
+        if home is not None:  # mostly the answer, and less work
+            target = self.targets.get(home)
+            if target is not None and target.main.open and target.allowed(self.pool.share(home)) > 0:
+                return target
         for endpoint in self.pool.candidates(position):
             target = self.targets.get(endpoint)
             if target is None or not target.alive:
@@ -294,16 +299,16 @@ class RpcService:
             self._hedging[call.rule].observe(now - call.started)
         call.client.deliver(parts, 1)
 
-    def answer_lost(self, batch: Batch, token: bytes, code: Code, text: str, channel: Channel) -> None:
+    def answer_lost(self, lost: Failed, channel: Channel) -> None:
         """The answer came and cannot be passed on. Another would be as large: nothing is tried again."""
-        client, _, rule, call = batch
         endpoint = channel.lane.endpoint
+        call: Call | None = lost.batch.call
         if call is None:
-            rule.failed += 1
-            client.fail(token, code, text, endpoint)
+            lost.batch.rule.failed += 1
+            lost.owner.fail(lost.token, lost.code, lost.why, endpoint)
         elif not call.done:
             call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
-            self.fail(call, code, text, endpoint)
+            self.fail(call, lost.code, lost.why, endpoint)
 
     def fail(self, call: Call, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
         """Answer in an instance's stead."""
@@ -344,16 +349,17 @@ class RpcService:
         text = f"the connection to {target.endpoint} broke: {channel.why}"
         if sent or unsent:
             target.end(len(sent) + len(unsent), self.connect_timeout)
-        for batch, token in sent:
-            self._lost_sent(batch, token, target.endpoint, channel, text)
+        for entry in sent:
+            self._lost_sent(entry, target.endpoint, channel, text)
         for request in unsent:
             call = self._recover(request, target.endpoint, channel)
             self._retry(call, text, target.endpoint, sent=False)
 
-    def _lost_sent(self, batch: Batch, token: bytes, endpoint: Endpoint, channel: Channel, text: str) -> None:
-        client, _, rule, call = batch
+    def _lost_sent(self, entry: Entry, endpoint: Endpoint, channel: Channel, text: str) -> None:
+        client, token, batch = entry
+        call: Call | None = batch.call
         if call is None:
-            rule.failed += 1
+            batch.rule.failed += 1
             client.fail(token, Code.UPSTREAM_LOST, text, endpoint)
         elif call.done:
             return
@@ -364,8 +370,8 @@ class RpcService:
 
     def _recover(self, request: Unsent, endpoint: Endpoint, channel: Channel) -> Call:
         """Make a request that was never sent from its frame what it was before."""
-        client, started, rule, known = request.batch
-        call: Call | None = known
+        client, rule, started = request.owner, request.batch.rule, request.batch.came
+        call: Call | None = request.batch.call
         frame = request.frame
         message = self._protocol.instance.read(frame, 0, len(frame))
         pieces: list[Piece] = [frame[message.rest :]]
@@ -379,8 +385,9 @@ class RpcService:
                 rule,
                 client.position,
                 started,
-                started + rule.timeout,
+                request.batch.deadline,
             )
+            call.field = request.batch.field
         else:
             call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
             call.tried.remove(endpoint)
@@ -438,9 +445,7 @@ class RpcService:
 
     def _expire(self, target: Target, channel: Channel, now: float) -> None:
         def is_over(batch: Batch) -> bool:
-            _, started, rule, call = batch
-            deadline: float = call.deadline if call is not None else started + rule.timeout
-            return deadline <= now
+            return batch.deadline <= now
 
         # By when it was sent. Its time began when it came: at most queue_timeout before, if it was not sent
         # a second time.
@@ -452,11 +457,12 @@ class RpcService:
             return
         channel.lane.give_up(channel)
         self.expired += len(over)
-        target.end(len(over), max(rule.timeout for (_, _, rule, _), _ in over))
-        for (client, _, rule, call), token in over:
+        target.end(len(over), max(batch.rule.timeout for _, _, batch in over))
+        for client, token, batch in over:
             text = f"no answer from {target.endpoint} in time"
+            call: Call | None = batch.call
             if call is None:
-                rule.failed += 1
+                batch.rule.failed += 1
                 client.fail(token, Code.DEADLINE_EXCEEDED, text, target.endpoint)
             elif not call.done:
                 call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tcpgw.relay.rpc.lane import Lane
     from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.target import Target
+    from tcpgw.relay.rpc.turn import Turn
     from tcpgw.relay.session import Connection, OnEnd
 
 # Messages that need a closer look in one turn of the loop: some milliseconds.
@@ -64,7 +65,6 @@ class RpcSession(asyncio.Protocol):
         "_bare",
         "_begun",
         "_by_name",
-        "_client",
         "_early",
         "_epoch",
         "_error",
@@ -89,15 +89,17 @@ class RpcSession(asyncio.Protocol):
         "_target",
         "_told",
         "_transport",
+        "_turn",
         "_write",
-        "answers",
+        "answered",
         "bulky",
+        "client",
         "draining",
         "ended",
         "errors",
         "full",
         "gone",
-        "inflight",
+        "home",
         "lost_notifications",
         "notifications",
         "orphaned",
@@ -106,24 +108,28 @@ class RpcSession(asyncio.Protocol):
         "requests",
         "sent",
         "service",
+        "turn",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, plane: RpcPlane, connection: Connection, early: bytes, on_end: OnEnd) -> None:
         self.received = 0  # bytes
         self.sent = 0  # bytes
         self.requests = 0
+        self.answered = 0
         self.notifications = 0
+        self.waiting = 0  # notifications that were not sent yet
         self.errors: Counter[Code] = Counter()  # answers in an instance's stead
         self.orphaned = 0  # answers that came when it was gone
         self.lost_notifications = 0
-        self.inflight = 0  # requests unanswered, and notifications that wait
         self.full = False
         self.bulky = False  # its answers are large lately: they come by the bulk lane
         self.ended = False  # it sent FIN
         self.draining = False
         self.gone = False  # or about to be: nothing is sent to it any more
-        self.service, self.position = plane.routing.home(connection.client)
-        self._client = connection.client
+        self.home = plane.routing.home(connection.client)
+        self.service, self.position = self.home
+        self.client = connection.client
         self._plane = plane
         self._on_end = on_end
         self._early = early  # read before its transport was made
@@ -137,6 +143,8 @@ class RpcSession(asyncio.Protocol):
         self._write: Callable[[bytes], object] = _nothing
         self._epoch = -1  # of the pool, when _target was chosen
         self._target: Target | None = None  # where its key belongs, whatever the load
+        self._turn: Turn | None = plane.each  # or the one of that target
+        self.turn: Turn | None = None  # the same, while its reads may go by it
         self._share = 0.0  # of the load that it may have
         self._pool = self.service.pool
         self._loads = self._pool.loads
@@ -162,7 +170,8 @@ class RpcSession(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._plane.settings.buffer)
         self._write = self._transport.write
         if self._early:
-            self.data_received(self._early)
+            self.received += len(self._early)
+            self._read(self._early)
             # uvloop starts to read after this, whatever it was told here.
             self._loop.call_soon(self._pause_again)
 
@@ -172,8 +181,39 @@ class RpcSession(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
+        turn = self.turn
+        if turn is None or self.requests - self.answered >= self._most:
+            self._read(data)
+            return
+        reads = turn.reads
+        if not reads:
+            turn.begin()
+        elif self in reads:
+            self._read(data)
+            return
+        self.requests += 1
+        reads[self] = data
+
+    def taken_back(self, data: bytes) -> None:
+        """What was read was not passed on by its turn, and did not count."""
+        self.requests -= 1
+        self._read(data)
+        if self._after:  # it may have ended meanwhile, with this under way as far as could be seen
+            self._look()
+
+    def _read(self, data: bytes) -> None:
+        """Look at what was read for itself, and at whether the next may go by the turn."""
+        if self._turn is not None and self in self._turn.reads:
+            self._turn.run()
         if self.gone:
             return
+        before = self.requests
+        self._assemble(data)
+        # Who sends many at a time, or parts of them, does so again.
+        alone = self.requests - before == 1 and self._assembler is not None and not self._assembler.partial
+        self.turn = self._turn if alone and not (self.full or self.bulky or self.waiting) else None
+
+    def _assemble(self, data: bytes) -> None:
         try:
             if self._assembler is not None:
                 self._assembler.feed(data)
@@ -186,6 +226,7 @@ class RpcSession(asyncio.Protocol):
         max_frame = self._plane.settings.max_frame
         self._bare = self._plane.may_be_bare and first in _BARE
         if self._bare:
+            self._turn = None
             self._assembler = ObjectAssembler(self, max_frame, MsgpackSplitter(max_frame))
         else:
             self._assembler = FrameAssembler(self, max_frame, self._plane.inner)
@@ -216,6 +257,7 @@ class RpcSession(asyncio.Protocol):
         """Nothing that it asked is wanted any more."""
         self.gone = self._after = True
         self.full = True  # the rest of what it sent is not looked at
+        self.turn = None
         self._write = _nothing
         self._plane.memory.leave(self)
         self._reserved = False
@@ -231,9 +273,9 @@ class RpcSession(asyncio.Protocol):
     def take(self, data: bytes, pos: int) -> int:
         """As `Sink.take`: pass on in runs what needs no closer look."""
         rule, name = self._plain, b""
-        if rule is None and not self._by_name:
-            return pos
         room = self._most - self.inflight
+        if rule is None and not self._by_name:
+            return self._take_each(data, pos, room)
         size = len(data)
         pool, loads = self._pool, self._loads
         while pos < size and room > 0:
@@ -254,32 +296,36 @@ class RpcSession(asyncio.Protocol):
                 if target is None:
                     break
             load, lane = target.load, target.main
-            limit = target.limit - load.inflight
+            limit = target.allowed(self._share) if self._target is target else 1  # each may go elsewhere
             if limit > room:  # noqa: PLR1730 - min() takes as long as all of this
                 limit = room
-            if self._target is not target:
-                limit = min(limit, 1)  # each request may go elsewhere
-            elif self._share < 1.0:  # bounded load: not more than its share once they are all under way
-                share = self._share
-                limit = min(limit, int((share * (loads.total + 1) - load.inflight) / (1.0 - share)) + 1)
             channel = lane.only or lane.channel()
             if limit <= 0 or channel is None:
                 break
             if not channel.scheduled:
-                channel.schedule()
+                channel.schedule(monotonic())
             begun = pos
-            pos, count = channel.mux.pass_run(data, pos, limit, (self, channel.turn, rule, None), name)
+            pos, count = channel.mux.pass_run(data, pos, limit, self, channel.batch(rule), name)
             if not count:
                 break
             load.inflight += count
             loads.total += count
-            rule.requests += count
             self.requests += count
-            self.inflight += count
             room -= count
             if pos - begun > _COUNTED:
                 channel.put(pos - begun)
         if room <= 0:
+            self._fill()
+        return pos
+
+    def _take_each(self, data: bytes, pos: int, room: int) -> int:
+        """As `take`, where requests of one client may go different ways."""
+        each = self._plane.each
+        if each is None or self.bulky:
+            return pos
+        pos, count = each.take(self, data, pos, room)
+        self.requests += count
+        if count >= room:
             self._fill()
         return pos
 
@@ -290,6 +336,8 @@ class RpcSession(asyncio.Protocol):
             self._epoch = pool.epoch
             home = pool.home(self.position)
             self._target = self.service.targets.get(home) if home else None
+            turns = self._plane.turns and not self._bare
+            self._turn = self._target.turn(self._plane) if self._target is not None and turns else None
             self._share = pool.share(home) if home else 0.0
         # To ask for what is not sent then would cost an endpoint its turn.
         whole = len(data) - pos > 4 and pos + 4 + int.from_bytes(data[pos : pos + 4], "big") <= len(data)
@@ -314,12 +362,12 @@ class RpcSession(asyncio.Protocol):
         if held:
             call.held = min(held, call.body)
             memory.give(held - call.held)
-        self.inflight += 1
         if message.kind == Kind.REQUEST:
             self.requests += 1
             call.rule.inflight += 1
         else:
             self.notifications += 1
+            self.waiting += 1
         self._dispatch(call, data)
         self._handled += 1
         if self.inflight >= self._most:
@@ -341,17 +389,14 @@ class RpcSession(asyncio.Protocol):
         routing, rule, message = self._plane.routing, call.rule, call.message
         codec = self._plane.codec(bare=self._bare)
         head = data[message.rest : message.rest + min(call.body, _LOOK)] if routing.looks else b""
-        service, call.position = routing.find(
-            codec, message.method, head, rule, (self.service, self.position), self._client
-        )
-        rule.requests += 1
+        service, call.position = routing.find(codec, message.method, head, rule, self.home, self.client)
         if rule.denied:
             service.fail(call, Code.DENIED, "this method is not allowed here")
             return
         if rule.limit is not None and rule.inflight > rule.limit:
             service.fail(call, Code.OVERLOADED, f"{rule.limit} requests of {rule.name} are under way already")
             return
-        if routing.deadline is not None and (span := codec.find(head, 0, routing.deadline)):
+        if routing.deadline is not None and (span := routing.deadline.find(codec, message.method, head)):
             left = codec.number(head, span)
             if left is not None:
                 call.deadline = min(call.deadline, call.started + left / 1000)
@@ -407,7 +452,7 @@ class RpcSession(asyncio.Protocol):
         if self.gone:
             self.orphaned += count
             return
-        self.inflight -= count
+        self.answered += count
         if self._bare:
             for place in range(0, 3 * count, 3):
                 parts[place] = parts[place][4:]
@@ -426,6 +471,8 @@ class RpcSession(asyncio.Protocol):
         size = sum(map(len, parts))
         self.sent += size
         self.bulky = 0 < self._plane.bulk <= size // count
+        if self.bulky:
+            self.turn = None
         self._after = self._after or self.bulky
         self._transport.writelines(parts)
         if self._after:
@@ -433,7 +480,7 @@ class RpcSession(asyncio.Protocol):
 
     def fail(self, token: bytes, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
         """Answer in an instance's stead."""
-        self.inflight -= 1
+        self.answered += 1
         if self.gone:
             return
         self.errors[code] += 1
@@ -455,14 +502,20 @@ class RpcSession(asyncio.Protocol):
 
     def settle(self) -> None:
         """A notification waits no more."""
-        self.inflight -= 1
+        self.waiting -= 1
         if self._after:
             self._look()
 
     # ---- full and not ----
 
+    @property
+    def inflight(self) -> int:
+        """Requests unanswered, and notifications that wait."""
+        return self.requests - self.answered + self.waiting
+
     def _fill(self) -> None:
         self.full = self._after = True
+        self.turn = None
         if not self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()

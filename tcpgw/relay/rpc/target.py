@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from math import ceil
 from typing import TYPE_CHECKING
 
 from tcpgw.relay.rpc.lane import Lane
+from tcpgw.relay.rpc.turn import HomeTurn
 
 if TYPE_CHECKING:
     from tcpgw.endpoints import Endpoint
     from tcpgw.relay.rpc.channel import Channel
+    from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.service import RpcService
 
 
@@ -21,6 +24,8 @@ class Target:
         self.endpoint = endpoint
         self.load = service.pool.loads.of(endpoint)
         self.retired_at: float | None = None
+        self.pool = service.pool
+        self._turns: dict[RpcPlane, HomeTurn] = {}
         self._bulk_first = False
         self._service = service
         settings = service.settings
@@ -45,6 +50,23 @@ class Target:
     def room(self) -> int:
         """How many more requests it may have under way."""
         return self.limit - self.load.inflight
+
+    def allowed(self, share: float) -> int:
+        """How many more requests it may have under way by its limit and its `share` of the load."""
+        inflight = self.load.inflight
+        room = self.limit - inflight
+        if share >= 1.0:
+            return room
+        within = share * (self.pool.loads.total + 1) - inflight
+        # As many as leave it within its share once they are all under way.
+        return min(room, ceil(within / (1.0 - share))) if within > 0 else 0
+
+    def turn(self, plane: RpcPlane) -> HomeTurn:
+        """What clients of this listener that belong here are to put their reads into, in this epoch."""
+        turn = self._turns.get(plane)
+        if turn is None or turn.epoch != self.pool.epoch:
+            turn = self._turns[plane] = HomeTurn(plane, self, self.pool.epoch)
+        return turn
 
     @property
     def alive(self) -> bool:

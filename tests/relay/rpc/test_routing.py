@@ -13,6 +13,7 @@ from tcpgw.balancing import hashing
 from tcpgw.relay.rpc.routing import Key, Routing, Rule, Rules
 from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.session import Address
+from tcpgw.wire.field import Field
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 
 CODEC = MsgpackRpc(framed=True)
@@ -139,10 +140,10 @@ SESSIONS = [
 
 def test_equal_fields_go_the_same_way() -> None:
     """A field's value is the key, whatever stands around it and however it is encoded."""
-    routing = routing_of({A: key(field=(0, "session"))})
+    routing = routing_of({A: key(field=Field((0, "session")))})
     assert {found(routing, params) for params in SESSIONS} == {(A, hashing.other(b"s-1"))}
     assert found(routing, [{"session": "s-2"}]) == (A, hashing.other(b"s-2"))
-    number = routing_of({A: key(field=(1,))})
+    number = routing_of({A: key(field=Field((1,)))})
     assert found(number, [0, 7]) == found(number, [0, "7"]) == (A, hashing.other(b"7"))
 
 
@@ -163,7 +164,7 @@ def test_equal_fields_go_the_same_way() -> None:
 )
 def test_without_its_field_a_request_has_its_client_s_key(params: Any) -> None:
     """Absent, of a type that is none to hash, cut off or malformed: the client's address is the key."""
-    routing = routing_of({A: key(field=(0, "session"))})
+    routing = routing_of({A: key(field=Field((0, "session")))})
     assert found(routing, params) == routing.home(CLIENT)
 
 
@@ -180,7 +181,7 @@ def test_the_method_may_be_the_key() -> None:
 def test_a_rule_s_service_comes_before_the_split() -> None:
     """A method with a service of its own goes there, by that service's key."""
     rules = Rules(rule(), {"train": rule("train", service=C), "infer": rule("infer", service=B)})
-    keys = {A: key(), B: key(99), C: key(field=(0,))}
+    keys = {A: key(), B: key(99), C: key(field=Field((0,)))}
     for split in (None, key(hashing.SPLIT_SEED, by_method=True)):
         routing = routing_of(keys, split=split, rules=rules)
         assert found(routing, ["x"], method=b"train") == (C, hashing.other(b"x"))
@@ -205,7 +206,7 @@ def test_the_split_goes_by_the_client() -> None:
 
 def test_the_split_goes_by_the_request_s_own_key() -> None:
     """With a field as key, equal values have one service and one position there, and all services some."""
-    field: dict[str, Any] = {"field": (0,)}
+    field: dict[str, Any] = {"field": Field((0,))}
     routing = routing_of({A: key(**field), B: key(**field)}, split=key(hashing.SPLIT_SEED, **field))
     ways = {session: found(routing, [session]) for session in map(str, range(40))}
     assert {service for service, _ in ways.values()} == {A, B}
@@ -225,12 +226,13 @@ def test_requests_that_need_no_look_are_plain() -> None:
     assert routing_of({A: key()}, rules=Rules(default, {})).plain is default
     assert routing_of({A: key()}, rules=rules_of("predict")).plain is None
     assert routing_of({A: key(), B: key(by_method=True)}).plain is None
-    assert routing_of({A: key()}, split=key(field=(0,))).plain is None
-    deadline = Routing(rules_of(), lambda _: A, key(), {A: key()}, deadline=(1,))
-    assert deadline.plain is None
-    assert deadline.looks
-    assert not deadline.by_name
-    assert deadline.deadline == (1,)
+    assert routing_of({A: key()}, split=key(field=Field((0,)))).plain is None
+    deadline = Field((1,))
+    routing = Routing(rules_of(), lambda _: A, key(), {A: key()}, deadline=deadline)
+    assert routing.plain is None
+    assert routing.looks
+    assert not routing.by_name
+    assert routing.deadline is deadline
 
 
 def encoded(method: str) -> bytes:

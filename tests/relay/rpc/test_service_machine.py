@@ -179,6 +179,21 @@ class Machine(RuleBasedStateMachine):
 
         self.loop.do(act)
 
+    @rule(method=methods, cut=st.none() | places)
+    def ask_together(self, method: str, cut: int | None) -> None:
+        """One request of each client, all read in one turn of the loop."""
+        asking = [client for client in self.clients if client.wire.reading and not client.wire.closing]
+
+        def act() -> None:
+            for client in asking:
+                name = self.name(client, method)
+                client.asked[int(name)] = name
+                client.session.data_received(frame(REQUEST, int(name), method, [name, LATE, b""]))
+            if cut is not None:
+                self.cut(cut)
+
+        self.loop.do(act)
+
     @precondition(lambda self: self.clients)
     @rule(place=places, politely=st.booleans())
     def leave(self, place: int, politely: bool) -> None:
