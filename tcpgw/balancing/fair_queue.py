@@ -15,7 +15,7 @@ does (Stochastic Fairness Queueing, 1990): a flood pushes out itself, and who ca
 newest is taken, because it would wait longest.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 from math import inf
 from typing import Generic, TypeVar
@@ -60,6 +60,35 @@ class _Lane(Generic[T]):
         return self.items[0][0] if self.ordered else min(until for until, _ in self.items)
 
 
+class _Counts(Generic[O]):
+    """How many items each owner has waiting, and how many who has most: `greatest`."""
+
+    def __init__(self) -> None:
+        self.of: dict[O, int] = {}
+        self.greatest = 0
+        self._owners = Counter[int]()  # by how many they have
+
+    def add(self, owner: O) -> None:
+        count = self.of.get(owner, 0)
+        self.of[owner] = count + 1
+        self._owners[count] -= 1
+        self._owners[count + 1] += 1
+        self.greatest = max(self.greatest, count + 1)
+
+    def take(self, owner: O, count: int = 1) -> None:
+        if not count:
+            return
+        before = self.of.pop(owner)
+        if before > count:
+            self.of[owner] = before - count
+        self._owners[before] -= 1
+        self._owners[before - count] += 1
+        # Down by as many as were once added: O(1) on the whole.
+        while self.greatest and not self._owners[self.greatest]:
+            del self._owners[self.greatest]
+            self.greatest -= 1
+
+
 class FairQueue(Generic[O, T]):
     """Waiting items of many owners: by priority, and within one by turns among owners, each one's in order.
 
@@ -73,6 +102,7 @@ class FairQueue(Generic[O, T]):
         self._size = 0
         # By priority: the owners that have something waiting, in the order of their turns.
         self._turns = [OrderedDict[O, _Lane[T]]() for _ in range(_PRIORITIES)]
+        self._counts = _Counts[O]()
         self._soonest = inf  # nothing expires before
 
     def __len__(self) -> int:
@@ -87,7 +117,7 @@ class FairQueue(Generic[O, T]):
         itself, and nothing has changed.
 
         `priority` is 0, 1 or 2; 0 comes first. `until` is in monotonic seconds, as `now` of `expired`. Takes
-        O(1), and O(owners) where the queue is full.
+        O(1); where the queue is full, O(owners behind the one that gives), which all are where one has most.
         """
         turns = self._turns[priority]
         removed = None
@@ -101,27 +131,31 @@ class FairQueue(Generic[O, T]):
         lane.push(item, until)
         self._soonest = min(self._soonest, until)
         self._size += 1
+        self._counts.add(owner)
         return removed
 
     def _take_newest(self, owner: O, priority: int) -> T | None:
         """Take the item that makes room for one of this owner and priority, if any may."""
-        # Counted here and not kept: the queue is full seldom, and every push and pop would pay for it.
-        waiting: dict[O, int] = {owner: 0}
-        for turns in self._turns:
-            for other, lane in turns.items():
-                waiting[other] = waiting.get(other, 0) + len(lane.items)
-        most, found = waiting[owner] + 1, None
-        for turns in self._turns[priority:]:
-            for other, lane in turns.items():
-                if waiting[other] >= most:  # of equals the last: the lowest priority, then the last turn
-                    most, found = waiting[other], (turns, other, lane)
-        if found is None:
+        counts = self._counts.of
+        most, found = counts.get(owner, 0), None
+        if most >= self._counts.greatest:
             return None
-        turns, other, lane = found
+        # From the end: of equals the last gives, of the lowest priority. Nobody has more than the greatest.
+        for turns in reversed(self._turns[priority:]):
+            for other in reversed(turns):
+                if counts[other] > most:
+                    most, found = counts[other], (turns, other)
+                    if most == self._counts.greatest:
+                        return self._give(*found)
+        return self._give(*found) if found is not None else None
+
+    def _give(self, turns: OrderedDict[O, _Lane[T]], owner: O) -> T:
+        lane = turns[owner]
         item = lane.items.pop()[1]
         if not lane.items:
-            del turns[other]
+            del turns[owner]
         self._size -= 1
+        self._counts.take(owner)
         return item
 
     def pop(self) -> T | None:
@@ -138,6 +172,7 @@ class FairQueue(Generic[O, T]):
                 else:
                     del turns[owner]
                 self._size -= 1
+                self._counts.take(owner)
                 return item
         return None
 
@@ -146,6 +181,7 @@ class FairQueue(Generic[O, T]):
         lanes = [lane for turns in self._turns if (lane := turns.pop(owner, None))]
         gone = [item for lane in lanes for _, item in lane.items]
         self._size -= len(gone)
+        self._counts.take(owner, len(gone))
         return gone
 
     def expired(self, now: float) -> list[T]:
@@ -160,7 +196,9 @@ class FairQueue(Generic[O, T]):
         self._soonest = inf
         for turns in self._turns:
             for owner, lane in list(turns.items()):
-                gone += lane.expired(now)
+                over = lane.expired(now)
+                self._counts.take(owner, len(over))
+                gone += over
                 if lane.items:
                     self._soonest = min(self._soonest, lane.soonest())
                 else:
