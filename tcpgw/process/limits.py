@@ -6,9 +6,9 @@ import resource
 
 # Log, discovery, event loop, listening sockets: more than they ever take, little beside the connections.
 _SPARE = 128
-# Bytes of the largest block that comes from the heap: more than is ever read or joined at a time. Bytes of
-# freed heap that the process keeps.
-_LARGEST_BLOCK, _KEPT = 1 << 20, 64 << 20
+# Bytes of the largest block that comes from the heap, as large as mallopt takes it: a few reads joined are
+# more than one. Bytes of freed heap that the process keeps.
+_LARGEST_BLOCK, _KEPT = 32 << 20, 64 << 20
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 

@@ -36,7 +36,7 @@ Piece = bytes | memoryview
 class Batch(Protocol):
     """What requests that came together share: whatever else their owner wants to know of each."""
 
-    came: float  # seconds, as all times of one table
+    came: float  # seconds, to the accuracy of a turn of the loop
 
 
 Entry = tuple[Any, bytes, Any]
@@ -77,8 +77,6 @@ class Codec(Protocol):
 
     lead: int
     """Bytes with which a span begins that say what its value is, and not its value."""
-    unknown: bytes | None
-    """The token of a request that could not be read, or None where such a one cannot be answered."""
 
     def read(self, data: bytes, pos: int, end: int) -> Message:
         """Read the head of the frame whose first bytes are `data[pos:end]`.
@@ -94,6 +92,9 @@ class Codec(Protocol):
 
     def answer(self, message: Message, body: int, token: bytes) -> bytes:
         """What stands before the `body` bytes from `rest` on when the answer goes to the client."""
+
+    def unknown(self, start: bytes) -> bytes:
+        """Return a token for a request that could not be read, of a client whose first bytes were `start`."""
 
     def error(self, token: bytes, code: Code, text: str, endpoint: str | None = None) -> bytes:
         """Make a whole frame that answers the request of `token` with an error."""

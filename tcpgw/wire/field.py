@@ -31,5 +31,7 @@ class Field:
 
     def _remember(self, method: bytes, data: bytes, start: int, end: int) -> None:
         # A span from the very beginning may be one that is not found by what precedes it (Thrift's lists).
-        if start > 0 and end <= _LONGEST and (method in self._before or len(self._before) < _MOST):
+        if start > 0 and end <= _LONGEST:
+            if len(self._before) >= _MOST and method not in self._before:
+                del self._before[next(iter(self._before))]
             self._before[method] = data[:end]

@@ -47,7 +47,7 @@ def find(data: bytes, start: int, path: Path) -> Span | None:
     return (pos, end) if end <= len(data) else None
 
 
-def end(data: bytes, start: int) -> int:
+def end_of(data: bytes, start: int) -> int:
     """Return where the value at `start` ends, beyond `data` where it is not all there."""
     step = STEPS[data[start]] if start < len(data) else 0
     return start + step if step > 0 else skip(data, start)

@@ -43,17 +43,16 @@ class MsgpackRpc:
     """The codec. `framed`: with a length in front of each message."""
 
     lead = 0
-    unknown: bytes | None = b"\xc0"  # nil stands for the id of a request that could not be read
 
     def __init__(self, *, framed: bool) -> None:
         self.framed = framed
-        self._lead = 4 if framed else 0
+        self._prefix = 4 if framed else 0
 
     # ---- one message ----
 
     def read(self, data: bytes, pos: int, end: int) -> Message:
         """As `Codec.read`. Takes any form of the array's header, as some encoders choose the longer ones."""
-        start = pos + self._lead
+        start = pos + self._prefix
         try:
             count, at = _array(data, start, end)
             type_ = data[at]
@@ -82,6 +81,9 @@ class MsgpackRpc:
 
     def answer(self, message: Message, body: int, token: bytes) -> bytes:  # noqa: ARG002
         return (_FRAMED_HEAD(body + 2 + len(token), _REPLY) if self.framed else b"\x94\x01") + token
+
+    def unknown(self, start: bytes) -> bytes:  # noqa: ARG002 - the interface's
+        return b"\xc0"  # nil stands for its id
 
     def error(self, token: bytes, code: Code, text: str, endpoint: str | None = None) -> bytes:
         """`[1, id, {"code", "message", "endpoint"?}, nil]`."""
@@ -219,7 +221,7 @@ class MsgpackRpc:
         return msgpack_fields.find(data, rest, path)
 
     def end(self, data: bytes, start: int) -> int:
-        return msgpack_fields.end(data, start)
+        return msgpack_fields.end_of(data, start)
 
     def key(self, data: bytes, span: tuple[int, int]) -> bytes | None:
         return msgpack_fields.key(data, span)

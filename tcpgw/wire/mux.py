@@ -287,7 +287,7 @@ class Mux:
         over = []
         for number, (_, _, batch) in self.pending.items():
             if batch.came > before:
-                break  # in the order of their coming, so all others came later
+                break  # in the order of their coming, so all others came later, but for a turn of the loop
             if is_over(batch):
                 over.append(number)
         for number in over:

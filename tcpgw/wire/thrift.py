@@ -48,8 +48,6 @@ class Thrift:
     """The codec."""
 
     lead = thrift_fields.HEAD
-    # In binary, as old binary is what is refused most, and its readers take strict binary too.
-    unknown: bytes | None = _pack(_CALL) + bytes(8)
 
     # ---- one message ----
 
@@ -81,6 +79,10 @@ class Thrift:
         if head[0] == _BINARY:
             return _pack(len(head) + body) + head[:-4] + token[-4:]
         return _compact_prefix(head, body, token[2 : _id_end(token)])
+
+    def unknown(self, start: bytes) -> bytes:
+        """As `Codec.unknown`. In binary where `start` is not compact: readers of old binary take it too."""
+        return b"\x82\x21\0\0" if start[4:5] == b"\x82" else _pack(_CALL) + bytes(8)
 
     def error(self, token: bytes, code: Code, text: str, endpoint: str | None = None) -> bytes:
         """Make a TApplicationException."""
@@ -226,7 +228,7 @@ class Thrift:
         return thrift_fields.find(data, rest, path)
 
     def end(self, data: bytes, start: int) -> int:
-        return thrift_fields.end(data, start)
+        return thrift_fields.end_of(data, start)
 
     def key(self, data: bytes, span: tuple[int, int]) -> bytes | None:
         return thrift_fields.key(data, span)

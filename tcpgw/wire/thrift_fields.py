@@ -63,7 +63,7 @@ def find(data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
     return (start, values.at) if found else None
 
 
-def end(data: bytes, start: int) -> int:
+def end_of(data: bytes, start: int) -> int:
     """Return where the text or number ends whose field begins at `start`, in binary."""
     kind, at = data[start], start + HEAD
     if kind != _STRING:

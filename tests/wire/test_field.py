@@ -100,6 +100,18 @@ def test_thrift(path: Path, requests: list[tuple[bytes, bytes, int]]) -> None:
     )
 
 
+def test_what_is_remembered_gives_way() -> None:
+    """Methods that clients made up do not keep a real one from being found quickly: nor do they harm it."""
+    field = Field((0,))
+    for number in range(1000):
+        data = packed(b"made up %d" % number, ["x"])
+        assert field.find(MSGPACK, b"made up %d" % number, data) == MSGPACK.find(data, 0, (0,))
+    data = packed(b"predict", ["x"])
+    for _ in range(2):
+        assert field.find(MSGPACK, b"predict", data) == MSGPACK.find(data, 0, (0,))
+    assert b"predict" in field._before
+
+
 @pytest.mark.parametrize("before", [b"", b"x" * 300])
 def test_clients_that_never_repeat_themselves_cost_no_memory(before: bytes) -> None:
     """Methods and what stands before a field are the clients' choice, and only so many are remembered."""

@@ -184,7 +184,7 @@ def test_an_answer_comes_back_under_the_id_that_was_asked_with(
 @pytest.mark.parametrize("code", Code)
 def test_an_error_is_an_answer(codec: MsgpackRpc, code: Code) -> None:
     """An error in an instance's stead has code, message and, where there is one, the endpoint."""
-    for token, id_ in ((b"\xd3" + bytes(7) + b"\x05", 5), (codec.unknown, None)):
+    for token, id_ in ((b"\xd3" + bytes(7) + b"\x05", 5), (codec.unknown(b""), None)):
         assert token is not None
         assert unpacked(codec, codec.error(token, code, "ünder way")) == [
             1, id_, {"code": code.value, "message": "ünder way"}, None

@@ -283,8 +283,20 @@ def test_apache_thrift_reads_the_gateways_errors(
 
 def test_a_request_that_could_not_be_read_is_answered_too() -> None:
     """The unknown request's error has no name and id 0; clients of old binary read it."""
-    frame = CODEC.error(CODEC.unknown or b"", Code.BAD_FRAME, "lone \ud800 surrogate")
-    protocol = TBinaryProtocol(TMemoryBuffer(frame[4:]), strictRead=False)
+    for start in (b"", b"\0\0\0\x13\0\0\0\x07"):
+        frame = CODEC.error(CODEC.unknown(start), Code.BAD_FRAME, "lone \ud800 surrogate")
+        check_unknown(TBinaryProtocol(TMemoryBuffer(frame[4:]), strictRead=False))
+
+
+@encodings
+def test_a_request_that_could_not_be_read_is_answered_in_its_client_s_encoding(encoding: str) -> None:
+    """As far as its first bytes say which that is."""
+    start = apache(encoding, "predict", CALL, 1)[:8]
+    frame = CODEC.error(CODEC.unknown(start), Code.BAD_FRAME, "lone \ud800 surrogate")
+    check_unknown(ENCODINGS[encoding](TMemoryBuffer(frame[4:])))
+
+
+def check_unknown(protocol: Any) -> None:
     assert protocol.readMessageBegin() == ("", EXCEPTION, 0)
     error = TApplicationException()
     error.read(protocol)

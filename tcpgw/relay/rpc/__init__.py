@@ -4,4 +4,7 @@ A request's life: `session` cuts it out of what the client sent → `routing` sa
 position → `service` goes through the candidates → a `target` has room, or one keeps it in a `lane`'s queue →
 the lane's `channel` sends it, with all others of this turn of the loop in one write → its answer comes, or
 an error stands in for it. A client gets exactly one of both for each request.
+
+Most requests take a shorter way: what many clients sent in a turn of the loop is looked at together in a
+`turn`, which sends what is ordinary and has room, and hands everything else to its session.
 """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Batch:
     """What requests that were read in one turn and have one rule share; else what one has for itself.
 
-    `deadline` and `field` are as of a Call.
+    `field` is as of a Call, of requests without one.
     """
 
     __slots__ = ("call", "came", "deadline", "field", "rule")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tcpgw.relay.session import Connection, OnEnd
     from tcpgw.wire.codec import Codec
 
+_SMALL = 4096
+
 
 class RpcPlane:
     """See `relay.session.Plane`. Nothing is connected for a client: the services' connections stand already.
@@ -49,6 +51,9 @@ class RpcPlane:
         self.bulk = bulk  # bytes of an answer from which its client's next requests go by the bulk lane
         # Instances without lengths would take what follows a value in a frame for the next client's message.
         self.inner = partial(MsgpackSplitter, settings.max_frame) if rewrites else None
+        # Bytes of a read up to which it may go by a turn. Reads that small need no account of their bytes,
+        # because they are bounded by how many clients there are.
+        self.small = min(_SMALL, 4 + settings.max_frame, bulk or _SMALL)
         # Whether clients' requests may be taken together in turns, and the turn of those that go different
         # ways. Bodies that are looked at as they come have none.
         self.turns = self.inner is None and routing.by_name

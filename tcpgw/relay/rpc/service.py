@@ -383,7 +383,7 @@ class RpcService:
                 pieces,
                 len(pieces[0]),
                 rule,
-                client.position,
+                client.placed(message.method, pieces[0], rule),
                 started,
                 request.batch.deadline,
             )

@@ -4,6 +4,8 @@ States: open → ending (it sent FIN, or is drained: what is under way is answer
 and what it still sends is thrown away). Who breaks the protocol is told so and gone. Before a connection is
 closed both sides have sent FIN, or had time to.
 
+What it sends may lie in a `turn` first, which counts it as a request until it is seen to be none.
+
 A client is not read while it is `full`: it has `max_inflight` requests unanswered, or does not read its
 answers, or waits for memory for a large frame. So what it can make the gateway hold is bounded, and only it
 waits. An instance is never kept waiting for a client: one whose unread answers grow beyond its share of
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tcpgw.endpoints import Endpoint
     from tcpgw.relay.rpc.lane import Lane
     from tcpgw.relay.rpc.plane import RpcPlane
+    from tcpgw.relay.rpc.routing import Rule
     from tcpgw.relay.rpc.target import Target
     from tcpgw.relay.rpc.turn import Turn
     from tcpgw.relay.session import Connection, OnEnd
@@ -71,7 +74,7 @@ class RpcSession(asyncio.Protocol):
         "_handled",
         "_lanes",
         "_last",
-        "_loads",
+        "_looked",
         "_loop",
         "_most",
         "_on_end",
@@ -86,6 +89,7 @@ class RpcSession(asyncio.Protocol):
         "_seen",
         "_share",
         "_slow_since",
+        "_start",
         "_target",
         "_told",
         "_transport",
@@ -139,6 +143,7 @@ class RpcSession(asyncio.Protocol):
         self._by_name = plane.routing.by_name
         self._assembler: FrameAssembler | ObjectAssembler | None = None
         self._bare = False  # it speaks without lengths
+        self._start = b""  # of its first read
         self._transport: asyncio.Transport | None = None
         self._write: Callable[[bytes], object] = _nothing
         self._epoch = -1  # of the pool, when _target was chosen
@@ -147,13 +152,13 @@ class RpcSession(asyncio.Protocol):
         self.turn: Turn | None = None  # the same, while its reads may go by it
         self._share = 0.0  # of the load that it may have
         self._pool = self.service.pool
-        self._loads = self._pool.loads
         self._lanes: set[Lane] = set()  # where something of it has waited
         self._after = False  # something is to be looked at after an answer
         self._last = False  # nothing more is read of it: it is being drained and never pauses
         self._paused = False
         self._resuming = False
-        self._handled = 0  # messages since it was resumed
+        self._handled = 0  # messages since it was resumed that needed a closer look
+        self._looked = False
         self._reserved = False  # memory, for the large frame that is being read
         self._told: list[bytes] = []  # errors of this turn
         self._slow_since: tuple[float, int] | None = None
@@ -180,9 +185,10 @@ class RpcSession(asyncio.Protocol):
             self._transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        self.received += len(data)
+        size = len(data)
+        self.received += size
         turn = self.turn
-        if turn is None or self.requests - self.answered >= self._most:
+        if turn is None or size > turn.small or self.requests - self.answered >= self._most:
             self._read(data)
             return
         reads = turn.reads
@@ -194,10 +200,17 @@ class RpcSession(asyncio.Protocol):
         self.requests += 1
         reads[self] = data
 
-    def taken_back(self, data: bytes) -> None:
-        """What was read was not passed on by its turn, and did not count."""
+    def taken_back(self, data: bytes, *, looked: bool = False) -> None:
+        """What was read was not passed on by its turn, and did not count.
+
+        `looked`: as a request it was looked at for its key, and finds no room.
+        """
         self.requests -= 1
-        self._read(data)
+        self._looked = looked
+        try:
+            self._read(data)
+        finally:
+            self._looked = False
         if self._after:  # it may have ended meanwhile, with this under way as far as could be seen
             self._look()
 
@@ -207,24 +220,27 @@ class RpcSession(asyncio.Protocol):
             self._turn.run()
         if self.gone:
             return
-        before = self.requests
+        before, handled = self.requests, self._handled
         self._assemble(data)
-        # Who sends many at a time, or parts of them, does so again.
-        alone = self.requests - before == 1 and self._assembler is not None and not self._assembler.partial
-        self.turn = self._turn if alone and not (self.full or self.bulky or self.waiting) else None
+        # Who sends many at a time, parts of them, or such as need a closer look, does so again.
+        alone = self.requests - before == 1 and self._handled == handled
+        ends = self._assembler is not None and not self._assembler.partial
+        held_up = self.full or self.bulky or self.waiting
+        self.turn = self._turn if alone and ends and not held_up else None
 
     def _assemble(self, data: bytes) -> None:
         try:
             if self._assembler is not None:
                 self._assembler.feed(data)
             else:
-                self._begin(data[0]).feed(data)
+                self._begin(data).feed(data)
         except ProtocolError as exc:
             self._refuse(exc)
 
-    def _begin(self, first: int) -> FrameAssembler | ObjectAssembler:
+    def _begin(self, data: bytes) -> FrameAssembler | ObjectAssembler:
         max_frame = self._plane.settings.max_frame
-        self._bare = self._plane.may_be_bare and first in _BARE
+        self._start = data[:8]
+        self._bare = self._plane.may_be_bare and data[0] in _BARE
         if self._bare:
             self._turn = None
             self._assembler = ObjectAssembler(self, max_frame, MsgpackSplitter(max_frame))
@@ -277,7 +293,7 @@ class RpcSession(asyncio.Protocol):
         if rule is None and not self._by_name:
             return self._take_each(data, pos, room)
         size = len(data)
-        pool, loads = self._pool, self._loads
+        pool, loads = self._pool, self._pool.loads
         while pos < size and room > 0:
             if self._plain is None:
                 name = self._plane.answers.name_at(data, pos)
@@ -321,7 +337,7 @@ class RpcSession(asyncio.Protocol):
     def _take_each(self, data: bytes, pos: int, room: int) -> int:
         """As `take`, where requests of one client may go different ways."""
         each = self._plane.each
-        if each is None or self.bulky:
+        if each is None or self.bulky or self._looked:
             return pos
         pos, count = each.take(self, data, pos, room)
         self.requests += count
@@ -408,6 +424,13 @@ class RpcSession(asyncio.Protocol):
             call.keep = call.held > 0 or self._plane.memory.keep(call.body)
             call.held = call.held or call.body * call.keep
         service.submit(call)
+
+    def placed(self, method: bytes, head: bytes, rule: Rule) -> int:
+        """The position of a request of this client's, whose method and what follows are its `head`."""
+        routing = self._plane.routing
+        if not routing.looks:
+            return self.position
+        return routing.find(self._plane.answers, method, head[:_LOOK], rule, self.home, self.client)[1]
 
     def admit(self, data: bytes, pos: int, total: int) -> Verdict:  # noqa: ARG002 - whoever asks, has to wait
         """As `Sink.admit`."""
@@ -592,10 +615,9 @@ class RpcSession(asyncio.Protocol):
         self._reason = Reason.FRAME_TOO_LARGE if large else Reason.PROTOCOL_ERROR
         self._error = f"at byte {place} of the connection: {exc}"
         answers = self._plane.answers
-        if answers.unknown is not None:
-            code = Code.FRAME_TOO_LARGE if large else Code.BAD_FRAME
-            frame = answers.error(answers.unknown, code, self._error)
-            self._told.append(frame[4:] if self._bare else frame)
+        code = Code.FRAME_TOO_LARGE if large else Code.BAD_FRAME
+        frame = answers.error(answers.unknown(self._start), code, self._error)
+        self._told.append(frame[4:] if self._bare else frame)
         self._tell()
         self._hang_up()
         if self._transport is not None:
@@ -608,7 +630,7 @@ class RpcSession(asyncio.Protocol):
         if self.full and not self._last:
             return
         self._tell()
-        if self.ended and self._held:
+        if self.ended and self._held and not self._last:
             self._refuse(ProtocolError("FIN within a frame"))
         elif self.ended:
             self._transport.close()

@@ -7,7 +7,7 @@ import pytest
 
 from tcpgw.balancing import hashing
 from tcpgw.relay.rpc.session import RpcSession
-from tests.support.rpc import REQUEST, Bed, Client, Instance, Request, bed, echo, hold
+from tests.support.rpc import NOTIFY, REQUEST, Bed, Client, Instance, Request, bed, echo, hold
 from tests.support.rpc_ends import frame
 from tests.support.streams import until
 
@@ -247,3 +247,104 @@ async def test_an_unusual_one_among_them() -> None:
             None, "denied", None, None, None, "deadline_exceeded",
         ]  # fmt: skip
         assert answers[4][3] == [4, "soon"]
+
+
+@pytest.mark.parametrize("balance", ["", 'key = "params[0]"'])
+async def test_limits_hold_whatever_is_looked_at(balance: str) -> None:
+    """An endpoint's limit and a client's are kept where each request is looked at too."""
+    instance = Instance()
+    async with bed(
+        instance,
+        balance=f"{MAGLEV}, {balance}" if balance else MAGLEV,
+        service="rpc = { max_inflight = 4, queue = 100 }",
+        listener='deadline = "params[1]"\nmax_inflight = 3',
+    ) as g:
+        clients = await settled(g, 6)
+        instance.behave = hold
+        for number in range(5):
+            for client in clients:
+                client.ask(number, f"{number}", 9000)
+            await asyncio.sleep(0.01)
+        served = 0
+        while served < 30:
+            await until(lambda: instance.held)
+            assert len(instance.held) <= 4
+            assert all(session.inflight <= 3 for session in sessions(g))
+            served += instance.answer_all()
+        for client in clients:
+            assert [answer[1:3] for answer in (await client.got(6))[1:]] == [[n, None] for n in range(5)]
+
+
+async def test_one_that_never_left_goes_where_its_key_belongs() -> None:
+    """Though it is not where its client's address would go."""
+    instances = [Instance() for _ in range(3)]
+    balance = f'{MAGLEV}, key = "params[0]", bounded_load = 0.0'
+    async with bed(*instances, balance=balance, service="rpc = { connections = 2 }") as g:
+        (client,) = await settled(g, 1)
+        (session,) = sessions(g)
+        by_address = g.pool.home(session.position)
+        label = next(
+            label
+            for label in map(str, range(100))
+            if g.pool.home(hashing.other(label.encode(), hashing.SEED)) != by_address
+        )
+        home = g.pool.home(hashing.other(label.encode(), hashing.SEED))
+        (at_home,) = [instance for instance in instances if instance.endpoint == str(home)]
+        await until(lambda: len(g.target(at_home).main.channels) == 2)
+        channel = g.target(at_home).main.channel()
+        assert channel is not None
+        channel._transport.abort()  # of which it hears in a later turn
+        session.data_received(frame(REQUEST, 5, "m", [label]))
+        assert session.turn is not None
+        session.turn.run()
+        assert len(channel.mux.pending) == 1
+        assert (await client.got(2))[1] == [1, 5, None, [label]]
+        assert at_home.seen[label] == 1
+
+
+async def test_a_bug_in_one_read_is_that_client_s_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were looking at a read to raise, its client would be cut off, and the others of the turn served."""
+    instance = Instance()
+    heard: list[dict[str, object]] = []
+    async with bed(instance, balance=MAGLEV) as g:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: heard.append(context))
+        clients = await settled(g, 3)
+        read = RpcSession._read
+
+        def broken(session: RpcSession, data: bytes) -> None:
+            if data.endswith(b"broken"):
+                raise ZeroDivisionError
+            read(session, data)
+
+        monkeypatch.setattr(RpcSession, "_read", broken)
+        notification = frame(NOTIFY, "m", ["x"])
+        for client, data in zip(
+            clients, [frame(REQUEST, 1, "m", []), b"\0\0\0\x20broken", notification], strict=True
+        ):
+            client.transport.write(data)
+        await until(lambda: instance.notifications)
+        assert (await clients[0].got(2))[1] == [1, 1, None, []]
+        assert (await g.line())["reason"] == "internal"
+        await clients[0].call("on")
+        await clients[2].call("on")
+    assert [type(context["exception"]) for context in heard] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [frame(NOTIFY, "m", []), frame(REQUEST, 1, "again", []), frame(REQUEST, 1, "m", [bytes(5000)])],
+    ids=["a notification", "a rule", "much"],
+)
+async def test_who_needs_a_closer_look_has_no_turn(data: bytes) -> None:
+    """What would only be taken back again and again goes its own way at once."""
+    rules = 'methods = { "again" = { idempotent = true } }'
+    async with bed(Instance(), balance=MAGLEV, listener=rules) as g:
+        await settled(g, 1)
+        (session,) = sessions(g)
+        for _ in range(2):
+            session.data_received(data)
+            await asyncio.sleep(0.02)
+        session.data_received(data)
+        assert session.turn is None or session not in session.turn.reads
+        await until(lambda: not session.inflight)
