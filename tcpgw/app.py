@@ -3,11 +3,12 @@
 import asyncio
 import json
 import random
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal, Self
 
 import structlog
@@ -43,7 +44,7 @@ from tcpgw.relay.rpc.plane import RpcPlane
 from tcpgw.relay.rpc.routing import Key, Routing, Rule, Rules
 from tcpgw.relay.rpc.service import Protocol, RpcService
 from tcpgw.relay.session import Address, Plane
-from tcpgw.relay.sockets import bind_socket
+from tcpgw.relay.sockets import adopt_socket, bind_socket
 from tcpgw.relay.stream_plane import Choose, StreamPlane
 from tcpgw.relay.upstream import Hash, Upstream
 from tcpgw.wire.codec import Codec
@@ -63,12 +64,18 @@ class Gateway:
     first snapshot (at most its `wait`), then accepts. Raises BindError or CredentialError where it cannot
     start, with nothing left open. Leaving the context ends every connection at once: `drain` before, to
     spare them.
+
+    `sockets`, by listener, are open already and stay so elsewhere (systemd's): they are listened on in place
+    of the `bind`, and closed here with the gateway.
     """
 
-    def __init__(self, config: schema.Config) -> None:
+    def __init__(
+        self, config: schema.Config, sockets: Mapping[str, socket.socket] = MappingProxyType({})
+    ) -> None:
         self.listeners: dict[str, Listener] = {}
         self.pools = {service.name: _make_pool(service) for service in config.service}
         self._config = config
+        self._sockets = sockets
         self._services = {service.name: service for service in config.service}
         self._rpc: dict[tuple[str, str], RpcService] = {}
         self._memory = Memory(config.gateway.rpc_memory)
@@ -108,6 +115,8 @@ class Gateway:
 
     async def _start(self) -> None:
         config = self._config
+        for sock in self._sockets.values():
+            self._stack.callback(sock.close)
         for settings in config.listener:
             self._add_listener(settings)
         began = asyncio.get_running_loop().time()
@@ -131,11 +140,15 @@ class Gateway:
             listener.start()
 
     def _add_listener(self, settings: schema.Listener) -> None:
+        given = self._sockets.get(settings.name)
         listener = self.listeners[settings.name] = Listener(
             settings,
-            bind_socket(settings.bind, settings.keepalive),
+            adopt_socket(given, settings.keepalive)
+            if given
+            else bind_socket(settings.bind, settings.keepalive),
             self._make_plane(settings),
             log_connections=self._config.gateway.log.connections,
+            outlived=given is not None,
         )
         self._stack.push_async_callback(listener.close)
 

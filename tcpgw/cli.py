@@ -5,6 +5,7 @@ Exit codes: 0 well, 1 failed while running, 2 bad usage or configuration.
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -29,7 +30,9 @@ from tcpgw.discovery.source import Source
 from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
 from tcpgw.observe import logs
+from tcpgw.process import inherited
 from tcpgw.process.limits import calm_collector, fitting, keep_heap, needed_files, raise_open_files
+from tcpgw.process.notify import Notifier
 from tcpgw.process.signals import ending
 
 log = structlog.get_logger()
@@ -88,9 +91,13 @@ async def _serve(config: schema.Config) -> None:
     config = _fitted(config, raise_open_files())
     calm_collector()
     keep_heap()
+    manager = Notifier.of(os.environ)
+    sockets = inherited.assign(
+        inherited.take(os.environ), {listener.name: str(listener.bind) for listener in config.listener}
+    )
     with ending() as end:
         async with AsyncExitStack() as stack:
-            gateway = Gateway(config)
+            gateway = Gateway(config, sockets)
             # A start may wait long for discovery, and whoever ends it meanwhile must not.
             await _first(end.asked.wait(), stack.enter_async_context(gateway))
             if end.asked.is_set():
@@ -101,8 +108,12 @@ async def _serve(config: schema.Config) -> None:
                 version=__version__,
                 listeners={name: listener.address for name, listener in gateway.listeners.items()},
                 endpoints={name: len(pool.members) for name, pool in gateway.pools.items()},
+                inherited=sorted(sockets),
             )
+            await stack.enter_async_context(manager.watched())
+            manager.tell(READY="1", STATUS=f"accepting on {len(gateway.listeners)} listeners")
             await _first(end.asked.wait(), gateway.failed())
+            manager.tell(STOPPING="1", STATUS=f"draining for up to {config.gateway.drain:g} s")
             log.info("draining", seconds=config.gateway.drain)
             await _first(end.now.wait(), gateway.drain(config.gateway.drain))
             left = sum(len(listener.connections) for listener in gateway.listeners.values())

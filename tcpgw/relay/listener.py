@@ -45,7 +45,8 @@ _HEADER_READ = 4096
 class Listener:
     """Owns its socket, its connections and the tasks that set them up. `plane` moves their bytes.
 
-    Made and used in one running event loop.
+    Made and used in one running event loop. `outlived`: somebody else keeps the socket open too, and will
+    serve who still waits in its queue.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Listener:
         plane: Plane,
         *,
         log_connections: bool = True,
+        outlived: bool = False,
     ) -> None:
         self.name = settings.name
         self.accepted = 0
@@ -67,6 +69,7 @@ class Listener:
         self._socket = sock
         self._plane = plane
         self._log_connections = log_connections
+        self._outlived = outlived
         # Bound and kept because both are asked for with every connection, and the asking costs microseconds.
         self._log = log.bind(listener=self.name)
         self._loop = asyncio.get_running_loop()
@@ -83,8 +86,8 @@ class Listener:
     @property
     def address(self) -> str:
         """Where clients connect, with the port that the kernel chose where the configuration says 0."""
-        if self._settings.bind.path:
-            return str(self._settings.bind)
+        if self._socket.family == socket.AF_UNIX:
+            return f"unix:{self._socket.getsockname()}"
         host, port = self._socket.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -100,10 +103,10 @@ class Listener:
         """Close the listening socket: new clients are refused, connections go on. Idempotent.
 
         Who already waits in the kernel's queue is let in, up to max_connections: they have been told that
-        they are connected, and would be reset.
+        they are connected, and would be reset. Unless the socket outlives this.
         """
         accepted = -1
-        while self._accepting and accepted != self.accepted:
+        while not self._outlived and self._accepting and accepted != self.accepted:
             accepted = self.accepted
             self._accept()
         self._stopped = True

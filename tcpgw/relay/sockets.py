@@ -64,6 +64,14 @@ def bind_socket(bind: Bind, keepalive: float) -> socket.socket:
     return sock
 
 
+def adopt_socket(sock: socket.socket, keepalive: float) -> socket.socket:
+    """Make a listening socket that somebody else opened like one of `bind_socket`; returns it."""
+    if sock.family != socket.AF_UNIX:
+        set_options(sock, keepalive)
+    sock.setblocking(False)
+    return sock
+
+
 def listen(sock: socket.socket, address: str) -> None:
     """Listen on a bound socket. Raises BindError: SO_REUSEADDR lets two bind an address, but one listen."""
     try:

@@ -1,0 +1,228 @@
+"""The gateway as systemd runs it: sockets that are passed, messages that it is told, units that it takes."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import PATIENCE, GatewayProcess, wait_until
+
+UNITS = Path(__file__).parents[2] / "systemd"
+
+# What systemd does between fork and exec: the sockets from 3 on, and for whom they are.
+LAUNCHER = """
+import os, sys
+numbers = [int(number) for number in sys.argv[1].split(",")]
+for place, number in enumerate(numbers):
+    os.dup2(number, 3 + place)
+    os.set_inheritable(3 + place, True)
+environment = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(numbers))}
+os.execve(sys.argv[2], sys.argv[2:], environment)
+"""
+
+
+def configuration(folder: Path, instance: tuple[str, int], bind: str) -> Path:
+    file = folder / "tcpgw.toml"
+    file.write_text(
+        f"""
+        [gateway]
+        drain = "5s"
+        [gateway.log]
+        format = "json"
+        [[service]]
+        name = "s"
+        discovery = {{ type = "static", endpoints = ["{instance[0]}:{instance[1]}"] }}
+        [[listener]]
+        name = "l"
+        bind = "{bind}"
+        route = "s"
+        """
+    )
+    return file
+
+
+@contextlib.contextmanager
+def launched(
+    config: Path, sockets: list[socket.socket], log: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`tcpgw run` with the sockets, as a service. Killed at the end if it still runs."""
+    numbers = [sock.fileno() for sock in sockets]
+    command = [sys.executable, "-m", "tcpgw", "run", "-c", str(config)]
+    if sockets:
+        command = [sys.executable, "-c", LAUNCHER, ",".join(map(str, numbers)), *command]
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            command, stderr=file, env={**os.environ, **environment}, pass_fds=numbers
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def instance() -> Iterator[socket.socket]:
+    """A listening socket whose connections the test accepts itself."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.settimeout(PATIENCE)
+        yield sock
+
+
+@pytest.fixture
+def passed() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def exchange(client: socket.socket, instance: socket.socket, text: bytes) -> None:
+    """Through the gateway and back."""
+    client.sendall(text)
+    accepted, _ = instance.accept()
+    with accepted:
+        accepted.settimeout(PATIENCE)
+        assert accepted.recv(100) == text
+        accepted.sendall(text[::-1])
+        assert client.recv(100) == text[::-1]
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_passed_socket_is_listened_on(
+    tmp_path: Path, instance: socket.socket, passed: socket.socket, by_name: bool
+) -> None:
+    """It is the listener's of its name or of its address, and that one binds nothing."""
+    address = passed.getsockname()
+    bind = "127.0.0.1:0" if by_name else f"127.0.0.1:{address[1]}"
+    config = configuration(tmp_path, instance.getsockname(), bind)
+    log = tmp_path / "log"
+    with launched(config, [passed], log, LISTEN_FDNAMES="l" if by_name else "tcpgw.socket") as process:
+        gateway = GatewayProcess(process, log)
+        assert gateway.address() == address
+        assert gateway.ready["inherited"] == ["l"]
+        with socket.create_connection(address, PATIENCE) as client:
+            exchange(client, instance, b"hello")
+        stop(process)
+
+
+def test_a_restart_refuses_nobody(tmp_path: Path, instance: socket.socket, passed: socket.socket) -> None:
+    """Who connects between two gateways, or while one drains, waits and is served by the next."""
+    config = configuration(tmp_path, instance.getsockname(), f"127.0.0.1:{passed.getsockname()[1]}")
+    waiting: list[socket.socket] = []
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> None:
+            waiting.append(stack.enter_context(socket.create_connection(passed.getsockname(), PATIENCE)))
+
+        connect()
+        for start in range(2):
+            log = tmp_path / f"log {start}"
+            with launched(config, [passed], log) as process:
+                gateway = GatewayProcess(process, log)
+                while waiting:
+                    with waiting.pop(0) as client:
+                        exchange(client, instance, b"waited")
+                with socket.create_connection(passed.getsockname(), PATIENCE) as client:
+                    exchange(client, instance, b"now")
+                    process.send_signal(signal.SIGTERM)
+                    wait_until(lambda gateway=gateway: gateway.events("draining"))  # type: ignore[misc]
+                    connect()
+                assert process.wait(PATIENCE) == 0
+            connect()
+        assert len(waiting) == 2
+
+
+def test_a_socket_for_no_listener_is_told(
+    tmp_path: Path, instance: socket.socket, passed: socket.socket
+) -> None:
+    """The gateway does not start without the socket that somebody meant it to have."""
+    config = configuration(tmp_path, instance.getsockname(), "127.0.0.1:0")
+    log = tmp_path / "log"
+    with launched(config, [passed], log, LISTEN_FDNAMES="typo") as process:
+        assert process.wait(PATIENCE) == 1
+    line = json.loads(log.read_text().splitlines()[-1])
+    assert line["event"] == "stopped"
+    assert f"typo at 127.0.0.1:{passed.getsockname()[1]}, which no listener takes" in line["error"]
+
+
+def test_a_datagram_socket_is_told(tmp_path: Path, instance: socket.socket) -> None:
+    """ListenDatagram= where ListenStream= is meant."""
+    config = configuration(tmp_path, instance.getsockname(), "127.0.0.1:0")
+    log = tmp_path / "log"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+        wrong.bind(("127.0.0.1", 0))
+        with launched(config, [wrong], log, LISTEN_FDNAMES="l") as process:
+            assert process.wait(PATIENCE) == 1
+    assert "use ListenStream=" in log.read_text()
+
+
+def test_systemd_is_told_when_it_is_ready_alive_and_stopping(tmp_path: Path, instance: socket.socket) -> None:
+    """Ready means that clients are accepted; from then on the watchdog is told, until it stops."""
+    config = configuration(tmp_path, instance.getsockname(), "127.0.0.1:0")
+    log, address = tmp_path / "log", tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(PATIENCE)
+        told: list[str] = []
+
+        def hear(wanted: str) -> None:
+            while not told or wanted not in told[-1]:
+                told.append(manager.recv(1000).decode())
+
+        with launched(config, [], log, NOTIFY_SOCKET=str(address), WATCHDOG_USEC="100000") as process:
+            hear("READY=1")
+            gateway = GatewayProcess(process, log)
+            socket.create_connection(gateway.address(), PATIENCE).close()
+            instance.accept()[0].close()
+            for _ in range(3):
+                told.clear()
+                hear("WATCHDOG=1")
+            process.send_signal(signal.SIGTERM)
+            hear("STOPPING=1")
+            assert process.wait(PATIENCE) == 0
+        wait_until(lambda: gateway.events("stopped"))
+
+
+# ---- the units ----
+
+
+def test_the_units_are_right(need: Callable[[str], str], tmp_path: Path) -> None:
+    """Nothing is to be said about them, where the program is installed."""
+    script = Path(sys.executable).with_name("tcpgw")
+    for unit in UNITS.glob("tcpgw.*"):
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/tcpgw/bin/tcpgw", str(script)))
+    units = sorted(tmp_path.glob("tcpgw.*"))
+    assert [unit.name for unit in units] == ["tcpgw.service", "tcpgw.socket"]
+    ran = subprocess.run(
+        [need("systemd-analyze"), "verify", "--man=no", "--recursive-errors=no", *units],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_service_may_do_little(need: Callable[[str], str]) -> None:
+    """Its exposure, as systemd reckons it from 0 to 10, is 2.0 at most."""
+    ran = subprocess.run(
+        [need("systemd-analyze"), "security", "--offline=true", "--no-pager", UNITS / "tcpgw.service"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = re.search(r"Overall exposure level for tcpgw.service: ([0-9.]+)", ran.stdout)
+    assert found is not None, ran.stdout
+    assert float(found[1]) <= 2.0
