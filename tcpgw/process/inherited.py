@@ -39,21 +39,23 @@ class Inherited(NamedTuple):
 def take(environment: MutableMapping[str, str]) -> list[Inherited]:
     """Take the sockets that were passed to this process, and the variables that say so.
 
-    Raises InheritedError for one that listens for no streams; all are closed then.
+    Raises InheritedError where one of them is no socket, or listens for no streams; all are closed then.
     """
     pid = environment.pop("LISTEN_PID", "")
     count = environment.pop("LISTEN_FDS", "")
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    numbers = range(_FIRST, _FIRST + int(count))
-    found = [
-        Inherited(names[place] if place < len(names) else "", socket.socket(fileno=number))
-        for place, number in enumerate(numbers)
-    ]
-    for one in found:
-        os.set_inheritable(one.socket.fileno(), False)
-        one.socket.setblocking(False)
+    found: list[Inherited] = []
+    for place in range(int(count)):
+        try:
+            sock = socket.socket(fileno=_FIRST + place)
+        except OSError as exc:
+            _close(found)
+            told = f"descriptor {_FIRST + place}, the {place + 1}. of {count}"
+            raise InheritedError(f"systemd passed {told}, which is no socket: {exc.strerror}") from exc
+        os.set_inheritable(sock.fileno(), False)
+        found.append(Inherited(names[place] if place < len(names) else "", sock))
     wrong = [one for one in found if not _listens(one.socket)]
     if wrong:
         _close(found)

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -27,6 +28,10 @@ for place, number in enumerate(numbers):
 environment = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(numbers))}
 os.execve(sys.argv[2], sys.argv[2:], environment)
 """
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 def configuration(folder: Path, instance: tuple[str, int], bind: str) -> Path:
@@ -51,7 +56,7 @@ def configuration(folder: Path, instance: tuple[str, int], bind: str) -> Path:
 
 @contextlib.contextmanager
 def launched(
-    config: Path, sockets: list[socket.socket], log: Path, **environment: str
+    config: Path, sockets: Sequence[HasFileno], log: Path, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`tcpgw run` with the sockets, as a service. Killed at the end if it still runs."""
     numbers = [sock.fileno() for sock in sockets]
@@ -167,6 +172,15 @@ def test_a_datagram_socket_is_told(tmp_path: Path, instance: socket.socket) -> N
         with launched(config, [wrong], log, LISTEN_FDNAMES="l") as process:
             assert process.wait(PATIENCE) == 1
     assert "use ListenStream=" in log.read_text()
+
+
+def test_what_is_no_socket_is_told(tmp_path: Path, instance: socket.socket, passed: socket.socket) -> None:
+    """By its place among those that were passed."""
+    config = configuration(tmp_path, instance.getsockname(), "127.0.0.1:0")
+    log = tmp_path / "log"
+    with config.open() as file, launched(config, [passed, file], log, LISTEN_FDNAMES="l:x") as process:
+        assert process.wait(PATIENCE) == 1
+    assert "descriptor 4, the 2. of 2, which is no socket" in log.read_text()
 
 
 def test_systemd_is_told_when_it_is_ready_alive_and_stopping(tmp_path: Path, instance: socket.socket) -> None:
