@@ -19,34 +19,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from tcpgw.errors import Code, FrameTooLargeError, ProtocolError
 from tcpgw.relay.reasons import Reason
-from tcpgw.relay.rpc.call import Call
+from tcpgw.relay.rpc.intake import LOOK, Intake
 from tcpgw.relay.sockets import drop, unacknowledged
-from tcpgw.wire.assembly import FrameAssembler, ObjectAssembler, Verdict, too_large
-from tcpgw.wire.codec import LARGE, Kind, Message, Piece
-from tcpgw.wire.msgpack_scan import MsgpackSplitter
+from tcpgw.wire.codec import Piece
 
 if TYPE_CHECKING:
     from tcpgw.endpoints import Endpoint
     from tcpgw.relay.rpc.lane import Lane
     from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.routing import Rule
-    from tcpgw.relay.rpc.target import Target
     from tcpgw.relay.rpc.turn import Turn
     from tcpgw.relay.session import Connection, OnEnd
 
-# Messages that need a closer look in one turn of the loop: some milliseconds.
-_MOST_HANDLED = 256
-# Bytes of a request in which its fields are looked for: fewer than a large frame's first piece always has, so
-# that it does not depend on how the bytes came.
-_LOOK = LARGE // 2
-# Bytes from which a run is counted on its channel: smaller ones are bounded by how many clients there are.
-_COUNTED = 4096
 # Of rpc_memory, what one client's unread answers may take.
 _SHARE = 4
 # Seconds from our FIN that a client has to read, and to stop sending.
@@ -55,8 +45,6 @@ _LINGER = 2.0
 _LAST_CALL = 5.0
 # Seconds in which nobody's reading is judged.
 _MOMENT = 0.5
-# The first bytes of a MessagePack-RPC message without a length: an array of 3 or 4. A length would be 2 GiB.
-_BARE = frozenset(b"\x93\x94\xdc\xdd")
 
 
 class RpcSession(asyncio.Protocol):
@@ -64,36 +52,25 @@ class RpcSession(asyncio.Protocol):
 
     __slots__ = (
         "_after",
-        "_assembler",
-        "_bare",
         "_begun",
-        "_by_name",
         "_early",
-        "_epoch",
         "_error",
-        "_handled",
+        "_intake",
         "_lanes",
         "_last",
-        "_looked",
         "_loop",
         "_most",
         "_on_end",
         "_paused",
-        "_plain",
         "_plane",
-        "_pool",
         "_quiet_since",
         "_reason",
-        "_reserved",
         "_resuming",
         "_seen",
-        "_share",
         "_slow_since",
-        "_start",
-        "_target",
         "_told",
         "_transport",
-        "_turn",
+        "_unlike",
         "_write",
         "answered",
         "bulky",
@@ -101,13 +78,11 @@ class RpcSession(asyncio.Protocol):
         "draining",
         "ended",
         "errors",
-        "full",
         "gone",
         "home",
         "lost_notifications",
         "notifications",
         "orphaned",
-        "position",
         "received",
         "requests",
         "sent",
@@ -126,40 +101,28 @@ class RpcSession(asyncio.Protocol):
         self.errors: Counter[Code] = Counter()  # answers in an instance's stead
         self.orphaned = 0  # answers that came when it was gone
         self.lost_notifications = 0
-        self.full = False
         self.bulky = False  # its answers are large lately: they come by the bulk lane
         self.ended = False  # it sent FIN
         self.draining = False
         self.gone = False  # or about to be: nothing is sent to it any more
+        self._unlike = False  # gone, or it speaks without lengths: answers need a closer look
         self.home = plane.routing.home(connection.client)
-        self.service, self.position = self.home
+        self.service, _ = self.home
         self.client = connection.client
         self._plane = plane
         self._on_end = on_end
         self._early = early  # read before its transport was made
         self._loop = plane.loop
         self._most = plane.settings.max_inflight
-        self._plain = plane.routing.plain
-        self._by_name = plane.routing.by_name
-        self._assembler: FrameAssembler | ObjectAssembler | None = None
-        self._bare = False  # it speaks without lengths
-        self._start = b""  # of its first read
+        self._intake = Intake(plane, self)
         self._transport: asyncio.Transport | None = None
         self._write: Callable[[bytes], object] = _nothing
-        self._epoch = -1  # of the pool, when _target was chosen
-        self._target: Target | None = None  # where its key belongs, whatever the load
-        self._turn: Turn | None = plane.each  # or the one of that target
-        self.turn: Turn | None = None  # the same, while its reads may go by it
-        self._share = 0.0  # of the load that it may have
-        self._pool = self.service.pool
+        self.turn: Turn | None = None  # the intake's, while its reads may go by it
         self._lanes: set[Lane] = set()  # where something of it has waited
         self._after = False  # something is to be looked at after an answer
         self._last = False  # nothing more is read of it: it is being drained and never pauses
         self._paused = False
         self._resuming = False
-        self._handled = 0  # messages since it was resumed that needed a closer look
-        self._looked = False
-        self._reserved = False  # memory, for the large frame that is being read
         self._told: list[bytes] = []  # errors of this turn
         self._slow_since: tuple[float, int] | None = None
         self._begun: tuple[float, int] | None = None
@@ -206,47 +169,31 @@ class RpcSession(asyncio.Protocol):
         `looked`: as a request it was looked at for its key, and finds no room.
         """
         self.requests -= 1
-        self._looked = looked
+        self._intake.looked = looked
         try:
             self._read(data)
         finally:
-            self._looked = False
+            self._intake.looked = False
         if self._after:  # it may have ended meanwhile, with this under way as far as could be seen
             self._look()
 
     def _read(self, data: bytes) -> None:
         """Look at what was read for itself, and at whether the next may go by the turn."""
-        if self._turn is not None and self in self._turn.reads:
-            self._turn.run()
+        intake = self._intake
+        if intake.turn is not None and self in intake.turn.reads:
+            intake.turn.run()
         if self.gone:
             return
-        before, handled = self.requests, self._handled
-        self._assemble(data)
-        # Who sends many at a time, parts of them, or such as need a closer look, does so again.
-        alone = self.requests - before == 1 and self._handled == handled
-        ends = self._assembler is not None and not self._assembler.partial
-        held_up = self.full or self.bulky or self.waiting
-        self.turn = self._turn if alone and ends and not held_up else None
-
-    def _assemble(self, data: bytes) -> None:
+        before, handled = self.requests, intake.handled
         try:
-            if self._assembler is not None:
-                self._assembler.feed(data)
-            else:
-                self._begin(data).feed(data)
+            intake.read(data)
         except ProtocolError as exc:
             self._refuse(exc)
-
-    def _begin(self, data: bytes) -> FrameAssembler | ObjectAssembler:
-        max_frame = self._plane.settings.max_frame
-        self._start = data[:8]
-        self._bare = self._plane.may_be_bare and data[0] in _BARE
-        if self._bare:
-            self._turn = None
-            self._assembler = ObjectAssembler(self, max_frame, MsgpackSplitter(max_frame))
-        else:
-            self._assembler = FrameAssembler(self, max_frame, self._plane.inner)
-        return self._assembler
+        # Who sends many at a time, parts of them, or such as need a closer look, does so again.
+        alone = self.requests - before == 1 and intake.handled == handled and not intake.partial
+        held_up = intake.full or self.bulky or self.waiting
+        self._unlike = intake.bare or self.gone
+        self.turn = intake.turn if alone and not held_up else None
 
     def eof_received(self) -> bool:
         self.ended = self._after = True
@@ -256,7 +203,7 @@ class RpcSession(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._after = True
         self._slow_since = (monotonic(), self._delivered)
-        self._fill()
+        self.fill()
 
     def resume_writing(self) -> None:
         self._slow_since = None
@@ -271,12 +218,12 @@ class RpcSession(asyncio.Protocol):
 
     def _leave(self) -> None:
         """Nothing that it asked is wanted any more."""
-        self.gone = self._after = True
-        self.full = True  # the rest of what it sent is not looked at
+        self.gone = self._unlike = self._after = True
+        self._intake.full = True  # the rest of what it sent is not looked at
         self.turn = None
         self._write = _nothing
         self._plane.memory.leave(self)
-        self._reserved = False
+        self._intake.reserved = False
         lanes, self._lanes = self._lanes, set()
         for lane in lanes:
             for call in lane.queue.drop(self):
@@ -284,165 +231,16 @@ class RpcSession(asyncio.Protocol):
         for lane in lanes:
             lane.changed()  # with less that waits it may be open again
 
-    # ---- requests ----
-
-    def take(self, data: bytes, pos: int) -> int:
-        """As `Sink.take`: pass on in runs what needs no closer look."""
-        rule, name = self._plain, b""
-        room = self._most - self.inflight
-        if rule is None and not self._by_name:
-            return self._take_each(data, pos, room)
-        size = len(data)
-        pool, loads = self._pool, self._pool.loads
-        while pos < size and room > 0:
-            if self._plain is None:
-                name = self._plane.answers.name_at(data, pos)
-                rule = self._plane.routing.ordinary(self._plane.answers, name)
-            if rule is None:
-                break
-            target = self._target  # mostly it is still the right one, and can take more
-            if (
-                target is None
-                or self._epoch != pool.epoch
-                or not target.main.open
-                or target.load.inflight >= self._share * (loads.total + 1)
-                or self.bulky
-            ):
-                target = self._choose(data, pos)
-                if target is None:
-                    break
-            load, lane = target.load, target.main
-            limit = target.allowed(self._share) if self._target is target else 1  # each may go elsewhere
-            if limit > room:  # noqa: PLR1730 - min() takes as long as all of this
-                limit = room
-            channel = lane.only or lane.channel()
-            if limit <= 0 or channel is None:
-                break
-            if not channel.scheduled:
-                channel.schedule(monotonic())
-            begun = pos
-            pos, count = channel.mux.pass_run(data, pos, limit, self, channel.batch(rule), name)
-            if not count:
-                break
-            load.inflight += count
-            loads.total += count
-            self.requests += count
-            room -= count
-            if pos - begun > _COUNTED:
-                channel.put(pos - begun)
-        if room <= 0:
-            self._fill()
-        return pos
-
-    def _take_each(self, data: bytes, pos: int, room: int) -> int:
-        """As `take`, where requests of one client may go different ways."""
-        each = self._plane.each
-        if each is None or self.bulky or self._looked:
-            return pos
-        pos, count = each.take(self, data, pos, room)
-        self.requests += count
-        if count >= room:
-            self._fill()
-        return pos
-
-    def _choose(self, data: bytes, pos: int) -> Target | None:
-        """Where the request at `pos` goes, if it is whole, can be sent now and needs no closer look."""
-        pool = self._pool
-        if self._epoch != pool.epoch:
-            self._epoch = pool.epoch
-            home = pool.home(self.position)
-            self._target = self.service.targets.get(home) if home else None
-            turns = self._plane.turns and not self._bare
-            self._turn = self._target.turn(self._plane) if self._target is not None and turns else None
-            self._share = pool.share(home) if home else 0.0
-        # To ask for what is not sent then would cost an endpoint its turn.
-        whole = len(data) - pos > 4 and pos + 4 + int.from_bytes(data[pos : pos + 4], "big") <= len(data)
-        if not whole or self.bulky or not self._plane.answers.name_at(data, pos):
-            return None
-        return self.service.choose(self.position)
-
-    def whole(self, data: bytes, pos: int, end: int, tail: Sequence[Piece]) -> None:
-        """As `Sink.whole`: one message, by its rule."""
-        memory = self._plane.memory
-        held = memory.whole(self) if tail else 0
-        self._reserved = False
-        try:
-            message = self._plane.codec(bare=self._bare).read(data, pos, end)
-        except ProtocolError:
-            memory.give(held)
-            raise
-        if message.kind == Kind.ANSWER:
-            memory.give(held)
-            raise ProtocolError("an answer, though nothing was asked of this client")
-        call = self._call(message, data, end, tail)
-        if held:
-            call.held = min(held, call.body)
-            memory.give(held - call.held)
-        if message.kind == Kind.REQUEST:
-            self.requests += 1
-            call.rule.inflight += 1
-        else:
-            self.notifications += 1
-            self.waiting += 1
-        self._dispatch(call, data)
-        self._handled += 1
-        if self.inflight >= self._most:
-            self._fill()
-        elif self._handled >= _MOST_HANDLED:
-            self._yield()
-
-    def _call(self, message: Message, data: bytes, end: int, tail: Sequence[Piece]) -> Call:
-        rule = self._plane.routing.rules.of(message.method)
-        rest = message.rest
-        # A view keeps all that was read with it, so it is for what is most of that.
-        copy = end - rest < LARGE or 2 * (end - rest) < len(data)
-        head: Piece = data[rest:end] if copy else memoryview(data)[rest:end]
-        body = end - rest + sum(map(len, tail))
-        now = monotonic()
-        return Call(self, message, [head, *tail], body, rule, self.position, now, now + rule.timeout)
-
-    def _dispatch(self, call: Call, data: bytes) -> None:
-        routing, rule, message = self._plane.routing, call.rule, call.message
-        codec = self._plane.codec(bare=self._bare)
-        head = data[message.rest : message.rest + min(call.body, _LOOK)] if routing.looks else b""
-        service, call.position = routing.find(codec, message.method, head, rule, self.home, self.client)
-        if rule.denied:
-            service.fail(call, Code.DENIED, "this method is not allowed here")
-            return
-        if rule.limit is not None and rule.inflight > rule.limit:
-            service.fail(call, Code.OVERLOADED, f"{rule.limit} requests of {rule.name} are under way already")
-            return
-        if routing.deadline is not None and (span := routing.deadline.find(codec, message.method, head)):
-            left = codec.number(head, span)
-            if left is not None:
-                call.deadline = min(call.deadline, call.started + left / 1000)
-                call.field = span
-        if call.deadline <= call.started:
-            service.fail(call, Code.DEADLINE_EXCEEDED, "its deadline had passed when it came")
-            return
-        if rule.idempotent and call.is_request:
-            call.keep = call.held > 0 or self._plane.memory.keep(call.body)
-            call.held = call.held or call.body * call.keep
-        service.submit(call)
-
     def placed(self, method: bytes, head: bytes, rule: Rule) -> int:
         """The position of a request of this client's, whose method and what follows are its `head`."""
         routing = self._plane.routing
         if not routing.looks:
-            return self.position
-        return routing.find(self._plane.answers, method, head[:_LOOK], rule, self.home, self.client)[1]
-
-    def admit(self, data: bytes, pos: int, total: int) -> Verdict:  # noqa: ARG002 - whoever asks, has to wait
-        """As `Sink.admit`."""
-        if self._reserved or self._plane.memory.begin(self, total):
-            self._reserved = True
-            return Verdict.KEEP
-        self._fill()
-        return Verdict.WAIT
+            return self.home[1]
+        return routing.find(self._plane.answers, method, head[:LOOK], rule, self.home, self.client)[1]
 
     def sends(self, seconds: float, rate: int) -> bool:
         """As `memory.Client.sends`."""
-        return self.full or self._held >= seconds * rate
+        return self._intake.full or self._intake.held >= seconds * rate
 
     def reads(self, now: float, rate: int) -> bool:
         """As `memory.Client.reads`. A moment is needed to tell."""
@@ -453,15 +251,11 @@ class RpcSession(asyncio.Protocol):
 
     def granted(self) -> None:
         """As `memory.Client.granted`."""
-        self._reserved = True
+        self._intake.reserved = True
         # Also while much of it is under way: it was not full when it asked.
         if not self._resuming and self._slow_since is None:
             self._resuming = True
             self._loop.call_soon(self._resume)
-
-    def oversized(self, data: bytes, pos: int, size: int) -> bool:  # noqa: ARG002
-        """As `Sink.oversized`."""
-        raise too_large(size, self._plane.settings.max_frame)
 
     def waits_in(self, lane: Lane) -> None:
         """Something of this client waits there: to be taken back when it goes."""
@@ -472,13 +266,13 @@ class RpcSession(asyncio.Protocol):
 
     def deliver(self, parts: list[Piece], count: int) -> None:
         """Give `count` answers: PARTS parts for each, or any number for a single one. `parts` is spent."""
-        if self.gone:
-            self.orphaned += count
-            return
-        self.answered += count
-        if self._bare:
+        if self._unlike:
+            if self.gone:
+                self.orphaned += count
+                return
             for place in range(0, 3 * count, 3):
                 parts[place] = parts[place][4:]
+        self.answered += count
         if type(parts[-1]) is bytes:
             data = b"".join(parts)
             self.sent += len(data)
@@ -510,7 +304,7 @@ class RpcSession(asyncio.Protocol):
         frame = self._plane.answers.error(token, code, text, str(endpoint) if endpoint else None)
         if not self._told:
             self._loop.call_soon(self._tell)
-        self._told.append(frame[4:] if self._bare else frame)
+        self._told.append(frame[4:] if self._intake.bare else frame)
         if self._after:
             self._look()
 
@@ -536,16 +330,16 @@ class RpcSession(asyncio.Protocol):
         """Requests unanswered, and notifications that wait."""
         return self.requests - self.answered + self.waiting
 
-    def _fill(self) -> None:
-        self.full = self._after = True
+    def fill(self) -> None:
+        self._intake.full = self._after = True
         self.turn = None
         if not self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
 
-    def _yield(self) -> None:
+    def give_way(self) -> None:
         """Let others have their turn: no limit of requests in flight bounds what is answered at once."""
-        self._fill()
+        self.fill()
         if not self._resuming:
             self._resuming = True
             self._loop.call_soon(self._resume)
@@ -557,35 +351,28 @@ class RpcSession(asyncio.Protocol):
         if self._slow_since is not None and self._overflows():
             return
         waits = self._slow_since is not None or 2 * self.inflight > self._most
-        if self.full and not self._resuming and not waits:
+        if self._intake.full and not self._resuming and not waits:
             # Not at once: whoever calls this may be in the middle of this client's own requests.
             self._resuming = True
             self._loop.call_soon(self._resume)
-        if (self.ended or self.draining) and not self.inflight and (not self.full or self._last):
+        if (self.ended or self.draining) and not self.inflight and (not self._intake.full or self._last):
             self._loop.call_soon(self._finish)  # for the same reason
 
     def _resume(self) -> None:
         self._resuming = False
         if self.gone or self._last or self._transport is None or self._slow_since is not None:
             return
-        self.full = False
         self._after = self.ended or self.draining or self.bulky
-        self._handled = 0
         try:
-            if self._assembler is not None:
-                self._assembler.resume()
+            self._intake.resume()
         except ProtocolError as exc:
             self._refuse(exc)
             return
-        if not self.full:
+        if not self._intake.full:
             if self._paused and not self._transport.is_closing():
                 self._paused = False
                 self._transport.resume_reading()
             self._look()
-
-    @property
-    def _held(self) -> int:
-        return self._assembler.held if self._assembler is not None else 0
 
     def _overflows(self) -> bool:
         """Whether what it has not read is too much, alone or with what all others have not; ends it."""
@@ -610,14 +397,14 @@ class RpcSession(asyncio.Protocol):
 
     def _refuse(self, exc: ProtocolError) -> None:
         """It broke the protocol: tell it, as far as that can be told, and hang up."""
-        place = self.received - self._held
+        place = self.received - self._intake.held
         large = isinstance(exc, FrameTooLargeError)
         self._reason = Reason.FRAME_TOO_LARGE if large else Reason.PROTOCOL_ERROR
         self._error = f"at byte {place} of the connection: {exc}"
         answers = self._plane.answers
         code = Code.FRAME_TOO_LARGE if large else Code.BAD_FRAME
-        frame = answers.error(answers.unknown(self._start), code, self._error)
-        self._told.append(frame[4:] if self._bare else frame)
+        frame = answers.error(answers.unknown(self._intake.start), code, self._error)
+        self._told.append(frame[4:] if self._intake.bare else frame)
         self._tell()
         self._hang_up()
         if self._transport is not None:
@@ -627,14 +414,14 @@ class RpcSession(asyncio.Protocol):
         """End, if everything that came is answered. What is not whole by then never will be after FIN."""
         if self.gone or self.inflight or self._slow_since is not None or self._transport is None:
             return
-        if self.full and not self._last:
+        if self._intake.full and not self._last:
             return
         self._tell()
-        if self.ended and self._held and not self._last:
+        if self.ended and self._intake.held and not self._last:
             self._refuse(ProtocolError("FIN within a frame"))
         elif self.ended:
             self._transport.close()
-        elif not self._held or self._last:
+        elif not self._intake.held or self._last:
             self._reason = self._reason or Reason.DRAINED
             self._hang_up()
             self._loop.call_later(_LINGER, self._transport.close)
@@ -669,7 +456,7 @@ class RpcSession(asyncio.Protocol):
     def _stop_reading(self) -> None:
         if not self.gone and self._transport is not None:
             self._last = True
-            self._fill()
+            self.fill()
             self._look()
 
     def tend(self, now: float) -> None:
@@ -702,7 +489,7 @@ class RpcSession(asyncio.Protocol):
     def _begun_too_long(self, now: float) -> bool:
         """Whether it has been within one frame for too long, while it was read."""
         done = self.requests + self.notifications
-        if not self._held or self.full:
+        if not self._intake.held or self._intake.full:
             self._begun = None
         elif self._begun is None or self._begun[1] != done:
             self._begun = (now, done)

@@ -312,7 +312,7 @@ class Machine(RuleBasedStateMachine):
         for client in self.clients:
             session = client.session
             assert session.inflight <= 8
-            if not session.gone and not session.full:  # else it has requests that it does not look at
+            if not session.gone and not session._intake.full:  # else it has requests that it does not look at
                 assert session.inflight >= len(client.asked) - len(client.heard)
         assert self.gateway._memory.held >= 0
         assert self.service.retries.running >= 0

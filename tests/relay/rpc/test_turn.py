@@ -282,7 +282,7 @@ async def test_one_that_never_left_goes_where_its_key_belongs() -> None:
     async with bed(*instances, balance=balance, service="rpc = { connections = 2 }") as g:
         (client,) = await settled(g, 1)
         (session,) = sessions(g)
-        by_address = g.pool.home(session.position)
+        by_address = g.pool.home(session.home[1])
         label = next(
             label
             for label in map(str, range(100))
