@@ -1,6 +1,7 @@
-"""Addresses as users of the client and the service write them: `gateway:9000`, `unix:/run/x.sock`."""
+"""Addresses as users write and read them: `gateway:9000`, `[::1]:9000`, `unix:/run/x.sock`."""
 
 import re
+import socket
 from typing import NamedTuple, Self
 
 
@@ -31,6 +32,12 @@ class Address(NamedTuple):
         except UnicodeError:
             raise ValueError(f"{text!r} is no address: {host!r} can be no host's name") from None
         return cls(host, int(port))
+
+    @classmethod
+    def of_socket(cls, sock: socket.socket) -> Self:
+        """Return where a socket of one of these kinds is bound."""
+        name = sock.getsockname()
+        return cls(path=name) if sock.family == socket.AF_UNIX else cls(*name[:2])
 
     def __str__(self) -> str:
         if self.path:

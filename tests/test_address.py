@@ -1,5 +1,8 @@
 """Addresses of the client and the service."""
 
+import socket
+from pathlib import Path
+
 import pytest
 
 from tcpgw.address import Address
@@ -45,3 +48,14 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no address") as refused:
         Address.parse(text)
     assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_where_a_socket_is_bound(host: str, tmp_path: Path) -> None:
+    """It reads as a user would write it, of all families."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as sock:
+        assert Address.of_socket(sock) == Address(host, sock.getsockname()[1])
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "x.sock"))
+        assert str(Address.of_socket(sock)) == f"unix:{tmp_path / 'x.sock'}"

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterable, MutableMapping
 from typing import NamedTuple
 
+from tcpgw.address import Address
 from tcpgw.errors import TcpgwError
 
 _FIRST = 3  # SD_LISTEN_FDS_START
@@ -30,10 +31,7 @@ class Inherited(NamedTuple):
     @property
     def address(self) -> str:
         """Where it listens, as a listener's `bind` says it."""
-        if self.socket.family == socket.AF_UNIX:
-            return f"unix:{self.socket.getsockname()}"
-        host, port = self.socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return str(Address.of_socket(self.socket))
 
 
 def take(environment: MutableMapping[str, str]) -> list[Inherited]:

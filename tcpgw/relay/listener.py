@@ -18,6 +18,7 @@ from ipaddress import ip_address
 
 import structlog
 
+from tcpgw.address import Address as Bound
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.errors import ConnectError, OverloadError, ProtocolError
 from tcpgw.relay.reasons import Reason
@@ -86,10 +87,7 @@ class Listener:
     @property
     def address(self) -> str:
         """Where clients connect, with the port that the kernel chose where the configuration says 0."""
-        if self._socket.family == socket.AF_UNIX:
-            return f"unix:{self._socket.getsockname()}"
-        host, port = self._socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return str(Bound.of_socket(self._socket))
 
     # ---- life ----
 
