@@ -3,7 +3,7 @@
 from tcpgw.wire.codec import Codec, Path
 
 # Methods whose beginnings are remembered, and bytes of one: clients choose both.
-_MOST, _LONGEST = 64, 256
+_MOST, _LONGEST = 256, 256
 
 
 class Field:

@@ -1,8 +1,12 @@
 """Who holds more than it uses: memory that is announced, sent or left unread, and places in queues."""
 
 import asyncio
+import gc
 from typing import Any
 
+import pytest
+
+from tcpgw.relay.rpc.session import RpcSession
 from tests.support.rpc import REQUEST, Client, Instance, Request, bed, echo, hold
 from tests.support.rpc_ends import frame
 from tests.support.streams import MiB, until
@@ -237,3 +241,29 @@ async def test_a_rule_s_time_out_holds_in_runs() -> None:
             place: "deadline_exceeded" for place in range(20) if place % 4
         }
         assert 99 not in answered(client)
+
+
+@pytest.mark.parametrize("end", ["reset", "fin", "nonsense"])
+async def test_what_a_client_leaves_is_free_at_once(end: str) -> None:
+    """A frame that never gets whole goes with its client, and not when the collector comes."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with bed(Instance()) as g:
+            for count in range(1, 4):
+                peer = g.dial()
+                half = frame(REQUEST, 2, "m", [bytes(4 * MiB)])[: 2 * MiB]
+                await peer.send(frame(REQUEST, 1, "m", []) + half)
+                await until(lambda: g.held)
+                if end == "reset":
+                    peer.reset()
+                else:
+                    if end == "nonsense":
+                        await peer.send(bytes(3 * MiB) + b"\xff" * 9)
+                    peer.fin()
+                    await peer.read_to_end()
+                await g.line(count)
+            # Soon: who was hung up on has two seconds to read why.
+            await until(lambda: not any(isinstance(one, RpcSession) for one in gc.get_objects()))
+    finally:
+        gc.enable()

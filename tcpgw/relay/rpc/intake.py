@@ -89,6 +89,16 @@ class Intake:
         if self._assembler is not None:
             self._assembler.resume()
 
+    def end(self) -> None:
+        """Look at nothing more, and let go of what was read: the assembler holds this, and this it."""
+        self.full = True
+        self.reserved = False
+        self.turn = self._target = self._assembler = None
+
+    def close(self) -> None:
+        """Let go of the session, which holds this; after `end`. A cycle would wait for the collector."""
+        del self._session
+
     def _begin(self, data: bytes) -> FrameAssembler | ObjectAssembler:
         max_frame = self._plane.settings.max_frame
         self.start = data[:8]

@@ -215,15 +215,15 @@ class RpcSession(asyncio.Protocol):
         self._leave()
         fin = Reason.CLIENT_FIN if self.ended or exc is None else Reason.CLIENT_RESET
         self._on_end(self._reason or fin, self._error)
+        self._intake.close()
 
     def _leave(self) -> None:
         """Nothing that it asked is wanted any more."""
         self.gone = self._unlike = self._after = True
-        self._intake.full = True  # the rest of what it sent is not looked at
         self.turn = None
         self._write = _nothing
         self._plane.memory.leave(self)
-        self._intake.reserved = False
+        self._intake.end()  # the rest of what it sent is not looked at
         lanes, self._lanes = self._lanes, set()
         for lane in lanes:
             for call in lane.queue.drop(self):
