@@ -37,7 +37,9 @@ class Address(NamedTuple):
     def of_socket(cls, sock: socket.socket) -> Self:
         """Return where a socket of one of these kinds is bound."""
         name = sock.getsockname()
-        return cls(path=name) if sock.family == socket.AF_UNIX else cls(*name[:2])
+        if sock.family == socket.AF_UNIX:
+            return cls(path=name if isinstance(name, str) else f"@{name[1:].decode(errors='replace')}")
+        return cls(*name[:2])
 
     def __str__(self) -> str:
         if self.path:

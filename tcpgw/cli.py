@@ -81,7 +81,8 @@ def run(config: ConfigFile) -> None:
             uvloop.run(_serve(loaded))
         except TcpgwError as exc:
             log.error("stopped", error=str(exc))
-            raise typer.Exit(1) from None
+            # As with a wrong configuration, another try would end the same way.
+            raise typer.Exit(2 if isinstance(exc, inherited.InheritedError) else 1) from None
         except Exception:  # a bug: told where operators look, as one line like any other
             log.exception("crashed")
             raise typer.Exit(1) from None

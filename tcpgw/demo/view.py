@@ -202,7 +202,8 @@ def _summary(result: Result, promises: list[Promise]) -> Group:
         f"{result.cut_with_instance}. New ones that met it dead while the cloud still listed it, and that "
         f"the next candidate served: {result.second_choice}.",
         f"Requests under way on {result.rpc.killed} when it died, which it may have done: "
-        f"{result.rpc.failed}. Were their method declared idempotent, another instance would have answered.",
+        f"{result.rpc.failed}. Were their method declared idempotent, others would have answered, within the "
+        "retry budget.",
         *(Text(error, style="red") for error in result.errors + result.rpc.errors),
     )
 

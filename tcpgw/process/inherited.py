@@ -14,6 +14,7 @@ from tcpgw.address import Address
 from tcpgw.errors import TcpgwError
 
 _FIRST = 3  # SD_LISTEN_FDS_START
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 class InheritedError(TcpgwError):
@@ -30,14 +31,17 @@ class Inherited(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Where it listens, as a listener's `bind` says it."""
+        """Where it listens, as a listener's `bind` says it; of no such family, its name."""
+        if self.socket.family not in _FAMILIES:
+            return self.socket.family.name
         return str(Address.of_socket(self.socket))
 
 
 def take(environment: MutableMapping[str, str]) -> list[Inherited]:
     """Take the sockets that were passed to this process, and the variables that say so.
 
-    Raises InheritedError where one of them is no socket, or listens for no streams; all are closed then.
+    Raises InheritedError where one of them is no socket, or listens for no streams; the sockets before it are
+    closed then, and the process is to end.
     """
     pid = environment.pop("LISTEN_PID", "")
     count = environment.pop("LISTEN_FDS", "")
@@ -50,14 +54,15 @@ def take(environment: MutableMapping[str, str]) -> list[Inherited]:
             sock = socket.socket(fileno=_FIRST + place)
         except OSError as exc:
             _close(found)
-            told = f"descriptor {_FIRST + place}, the {place + 1}. of {count}"
-            raise InheritedError(f"systemd passed {told}, which is no socket: {exc.strerror}") from exc
+            told = f"{count} descriptors, and {_FIRST + place} is no socket"
+            raise InheritedError(f"systemd passed {told}: {exc.strerror}. Use ListenStream=") from exc
         os.set_inheritable(sock.fileno(), False)
         found.append(Inherited(names[place] if place < len(names) else "", sock))
     wrong = [one for one in found if not _listens(one.socket)]
     if wrong:
+        told = _told(wrong)
         _close(found)
-        raise InheritedError(f"systemd passed {_told(wrong)}, which takes no connections: use ListenStream=")
+        raise InheritedError(f"systemd passed {told}, which takes no connections: use ListenStream=")
     return found
 
 
@@ -69,27 +74,37 @@ def assign(found: Iterable[Inherited], binds: dict[str, str]) -> dict[str, socke
     """
     found = list(found)
     given: dict[str, socket.socket] = {}
-    left = []
+    placed: list[Inherited] = []
     for one in found:
-        names = [name for name, bind in binds.items() if one.name == name or one.address == bind]
-        name = one.name if one.name in names else next(iter(names), "")
-        if not name or name in given:
-            left.append(one)
-        else:
+        # One unit may name several sockets alike, and only one of them is that listener's.
+        same = [other for other in found if other.name == one.name]
+        at_bind = binds.get(one.name) in [other.address for other in same]
+        if one.name in binds and one.name not in given and (not at_bind or one.address == binds[one.name]):
+            given[one.name] = one.socket
+            placed.append(one)
+    left = []
+    for one in (one for one in found if one not in placed):
+        name = next((name for name, bind in binds.items() if bind == one.address and name not in given), "")
+        if name:
             given[name] = one.socket
+        else:
+            left.append(one)
     if left:
         told = _told(left)
         _close(found)
         listeners = ", ".join(f"{name} ({bind})" for name, bind in binds.items())
         raise InheritedError(
-            f"systemd passed {told}, which no listener takes; there are {listeners}. Give each socket its"
-            " listener's name (FileDescriptorName=), or the address of its bind (ListenStream=)"
+            f"systemd passed {told}, which no listener takes, or has one already; there are {listeners}."
+            " Give each socket its listener's name (FileDescriptorName=), or the address of its bind"
+            " (ListenStream=)"
         )
     return given
 
 
 def _listens(sock: socket.socket) -> bool:
-    return sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    if sock.family not in _FAMILIES or sock.type != socket.SOCK_STREAM:
+        return False
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _told(sockets: Iterable[Inherited]) -> str:

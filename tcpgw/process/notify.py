@@ -43,7 +43,8 @@ class Notifier:
         if not self._address:
             return
         text = "\n".join(f"{name}={value}" for name, value in message.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        # Descriptors may have run out too.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             sock.sendto(text.encode(errors="replace"), self._address)
 

@@ -49,6 +49,21 @@ def test_by_name(sockets: Sockets) -> None:
     assert assign([named, placed], binds) == {"a": named.socket, "b": placed.socket}
 
 
+def test_several_of_one_name(sockets: Sockets) -> None:
+    """A unit names all its sockets alike: the listener has the one at its bind, the others go by address."""
+    one, other = sockets.tcp("a"), sockets.tcp("a")
+    binds = {"b": one.address, "a": other.address}
+    expected = {"b": one.socket, "a": other.socket}
+    assert assign([one, other], binds) == assign([other, one], binds) == expected
+
+
+def test_a_name_counts_before_an_address(sockets: Sockets) -> None:
+    """Whatever their order, who has a listener's name is not another's by its place."""
+    named, placed = sockets.tcp("b"), sockets.tcp("x")
+    binds = {"a": placed.address, "b": named.address, "c": named.address}
+    assert assign([placed, named], binds) == {"a": placed.socket, "b": named.socket}
+
+
 def test_a_socket_that_nobody_takes(sockets: Sockets) -> None:
     """It would be listened on by nobody: the error says which it is, what there is, and what to do."""
     known, lost = sockets.tcp("a"), sockets.tcp("tcpgw.socket")

@@ -81,3 +81,26 @@ async def test_a_loop_that_hangs_is_not_vouched_for(manager: tuple[socket.socket
     await asyncio.sleep(0.05)
     with pytest.raises(BlockingIOError):
         sock.recv(100)
+
+
+async def test_a_moment_without_descriptors_ends_nothing(
+    manager: tuple[socket.socket, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be sent is not; the watchdog is told again as soon as it can be."""
+    sock, address = manager
+    sock.setblocking(False)
+    opened = socket.socket
+
+    def none_left(*_: object) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    async with Notifier(address, 0.02).watched():
+        monkeypatch.setattr("tcpgw.process.notify.socket.socket", none_left)
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr("tcpgw.process.notify.socket.socket", opened)
+        while True:
+            try:
+                assert sock.recv(100) == b"WATCHDOG=1"
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
