@@ -154,9 +154,7 @@ class EachTurn(Turn):
                 seen = glance(data, 0)
                 if seen is None or seen[-1] != len(data):
                     others.append(read)
-                elif channel := self._send(session, data, seen, reduced):
-                    channels[channel] = None
-                else:
+                elif not self._send(session, data, seen, reduced, channels):
                     crowded.append(read)
             self._take_back(others)
             self._take_back(crowded, looked=True)
@@ -174,26 +172,30 @@ class EachTurn(Turn):
             *_, end = seen
             if end - pos > small:
                 break
-            channel = self._send(session, data, seen, reduced, later=True)
-            if channel is None:
+            if not self._send(session, data, seen, reduced):
                 break
-            channel.put(end - pos)
             pos = end
             count += 1
         return pos, count
 
     def _send(
-        self, session: RpcSession, data: bytes, seen: Glance, reduced: _Reduced, *, later: bool = False
-    ) -> Channel | None:
-        """Send what was `seen`, if that can be done now and needs no Call; returns by which connection.
+        self,
+        session: RpcSession,
+        data: bytes,
+        seen: Glance,
+        reduced: _Reduced,
+        channels: dict[Channel, None] | None = None,
+    ) -> bool:
+        """Send what was `seen`, if that can be done now and needs no Call.
 
-        That is flushed `later`, or by the caller. `reduced`: what became of the deadlines of those before it.
+        `reduced`: what became of the deadlines of those before it. `channels`: which the caller will flush;
+        without these that is done at the end of this turn of the loop.
         """
         codec, routing = self._plane.answers, self._plane.routing
         token, name, rest, end = seen
         rule = routing.ordinary(codec, name)
         if rule is None:
-            return None
+            return False
         method, body = codec.method(name), data[rest:end]
         own: tuple[Batch, bytes] | None = None
         span = routing.deadline.find(codec, method, body) if routing.deadline is not None else None
@@ -203,13 +205,18 @@ class EachTurn(Turn):
             if own is not None:
                 reduced[said] = own
                 if own[0].deadline <= self._came:
-                    return None
+                    return False
         service, position = routing.find(codec, method, body, rule, session.home, session.client)
         target = service.choose(position)
         channel = target.main.only or target.main.channel() if target is not None else None
         if target is None or channel is None:
-            return None
-        (channel.schedule if later else channel.gather)(self._came)
+            return False
+        if channels is not None:
+            channels[channel] = None
+            channel.gather(self._came)
+        else:
+            channel.schedule(self._came)
+            channel.put(end - rest)
         if span is None or own is None:
             channel.mux.enter(token, len(body), (body,), session, channel.batch(rule))
         else:
@@ -217,7 +224,7 @@ class EachTurn(Turn):
             pieces = body[: span[0]], put, body[span[1] :]
             channel.mux.enter(token, sum(map(len, pieces)), pieces, session, batch)
         target.begin(1)
-        return channel
+        return True
 
     def _reduce(self, body: bytes, span: tuple[int, int], rule: Rule) -> tuple[Batch, bytes] | None:
         """What requests with this deadline share, and what says it now; None where it is no number."""
