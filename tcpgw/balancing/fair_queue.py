@@ -117,7 +117,7 @@ class FairQueue(Generic[O, T]):
         itself, and nothing has changed.
 
         `priority` is 0, 1 or 2; 0 comes first. `until` is in monotonic seconds, as `now` of `expired`. Takes
-        O(1); where the queue is full, O(owners behind the one that gives), which all are where one has most.
+        O(1); where the queue is full O(owners), and mostly just those behind the one that gives.
         """
         turns = self._turns[priority]
         removed = None

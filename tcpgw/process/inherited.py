@@ -73,23 +73,15 @@ def assign(found: Iterable[Inherited], binds: dict[str, str]) -> dict[str, socke
     InheritedError for sockets that no listener takes, and where two are for one; all are closed then.
     """
     found = list(found)
-    given: dict[str, socket.socket] = {}
-    placed: list[Inherited] = []
-    for one in found:
-        # One unit may name several sockets alike, and only one of them is that listener's.
-        same = [other for other in found if other.name == one.name]
-        at_bind = binds.get(one.name) in [other.address for other in same]
-        if one.name in binds and one.name not in given and (not at_bind or one.address == binds[one.name]):
-            given[one.name] = one.socket
-            placed.append(one)
-    left = []
-    for one in (one for one in found if one not in placed):
-        name = next((name for name, bind in binds.items() if bind == one.address and name not in given), "")
-        if name:
-            given[name] = one.socket
-        else:
-            left.append(one)
-    if left:
+    given: dict[str, Inherited] = {}
+    # By both first: one unit may name several sockets alike, and only one of them is that listener's.
+    for by_name, by_bind in ((True, True), (True, False), (False, True)):
+        for one in found:
+            for name, bind in binds.items():
+                fits = (one.name == name or not by_name) and (one.address == bind or not by_bind)
+                if fits and name not in given and one not in given.values():
+                    given[name] = one
+    if left := [one for one in found if one not in given.values()]:
         told = _told(left)
         _close(found)
         listeners = ", ".join(f"{name} ({bind})" for name, bind in binds.items())
@@ -98,7 +90,7 @@ def assign(found: Iterable[Inherited], binds: dict[str, str]) -> dict[str, socke
             " Give each socket its listener's name (FileDescriptorName=), or the address of its bind"
             " (ListenStream=)"
         )
-    return given
+    return {name: one.socket for name, one in given.items()}
 
 
 def _listens(sock: socket.socket) -> bool:

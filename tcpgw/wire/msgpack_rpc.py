@@ -166,7 +166,7 @@ class MsgpackRpc:
         end = pos + 4 + length
         if end > len(data) or head != _ASK or not width:
             return None
-        name = self.name_at(data, pos)
+        name = _name(data, rest)
         return (data[pos + 6 : rest], name, rest, end) if name and rest + len(name) < end else None
 
     def name_at(self, data: bytes, pos: int) -> bytes:
@@ -174,13 +174,7 @@ class MsgpackRpc:
         if len(data) - pos < _LEAST_REQUEST:
             return b""
         _, head, first = _REQUEST_HEAD(data, pos)
-        start = pos + 6 + _ID_WIDTH[first]
-        if head != _ASK or start + 1 >= len(data):
-            return b""
-        mark = data[start]
-        if mark & 0xE0 == 0xA0:
-            return data[start : start + 1 + (mark & 0x1F)]
-        return data[start : start + 2 + data[start + 1]] if mark == 0xD9 else b""
+        return _name(data, pos + 6 + _ID_WIDTH[first]) if head == _ASK else b""
 
     def method(self, name: bytes) -> bytes:
         return name[2 if name[0] == 0xD9 else 1 :]
@@ -245,6 +239,16 @@ def _array(data: bytes, pos: int, end: int) -> tuple[int, int]:
     if count is None:
         count = int.from_bytes(data[pos + 1 : pos + width], "big")
     return count, pos + width
+
+
+def _name(data: bytes, start: int) -> bytes:
+    """As `name_at`, of the name that begins at `start`."""
+    if start + 1 >= len(data):
+        return b""
+    mark = data[start]
+    if mark & 0xE0 == 0xA0:
+        return data[start : start + 1 + (mark & 0x1F)]
+    return data[start : start + 2 + data[start + 1]] if mark == 0xD9 else b""
 
 
 def _text(data: bytes, pos: int, end: int) -> bytes:

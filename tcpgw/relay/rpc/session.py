@@ -233,10 +233,8 @@ class RpcSession(asyncio.Protocol):
 
     def placed(self, method: bytes, head: bytes, rule: Rule) -> int:
         """The position of a request of this client's, whose method and what follows are its `head`."""
-        routing = self._plane.routing
-        if not routing.looks:
-            return self.home[1]
-        return routing.find(self._plane.answers, method, head[:LOOK], rule, self.home, self.client)[1]
+        plane = self._plane
+        return plane.routing.find(plane.answers, method, head[:LOOK], rule, self.home, self.client)[1]
 
     def sends(self, seconds: float, rate: int) -> bool:
         """As `memory.Client.sends`."""
