@@ -7,10 +7,9 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
@@ -19,7 +18,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from tcpgw import __version__
-from tcpgw.app import Gateway, describe, make_hash, make_policy, make_sources
+from tcpgw.app.background import first
+from tcpgw.app.balancing import make_hash, make_policy
+from tcpgw.app.gateway import Gateway
+from tcpgw.app.sources import describe, make_sources
 from tcpgw.balancing import hashing
 from tcpgw.balancing.loads import Loads
 from tcpgw.bench.command import bench
@@ -100,7 +102,7 @@ async def _serve(config: schema.Config) -> None:
         async with AsyncExitStack() as stack:
             gateway = Gateway(config, sockets)
             # A start may wait long for discovery, and whoever ends it meanwhile must not.
-            await _first(end.asked.wait(), stack.enter_async_context(gateway))
+            await first(end.asked.wait(), stack.enter_async_context(gateway))
             if end.asked.is_set():
                 log.info("stopped", connections_cut=0)
                 return
@@ -113,10 +115,10 @@ async def _serve(config: schema.Config) -> None:
             )
             await stack.enter_async_context(manager.watched())
             manager.tell(READY="1", STATUS=f"accepting on {len(gateway.listeners)} listeners")
-            await _first(end.asked.wait(), gateway.failed())
+            await first(end.asked.wait(), gateway.failed())
             manager.tell(STOPPING="1", STATUS=f"draining for up to {config.gateway.drain:g} s")
             log.info("draining", seconds=config.gateway.drain)
-            await _first(end.now.wait(), gateway.drain(config.gateway.drain))
+            await first(end.now.wait(), gateway.drain(config.gateway.drain))
             left = sum(len(listener.connections) for listener in gateway.listeners.values())
     log.info("stopped", connections_cut=left)
 
@@ -143,19 +145,6 @@ def _fitted(config: schema.Config, files: int) -> schema.Config:
         hint="raise LimitNOFILE= or ulimit -n, or lower max_connections",
     )
     return config.model_copy(update={"listener": fitted})
-
-
-async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Wait for the first of these, raise what it raised, and cancel the others."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 @app.command()

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tcpgw.app import Gateway, make_hash, make_policy, make_sources
+from tcpgw.app.balancing import make_hash, make_policy
+from tcpgw.app.gateway import Gateway
+from tcpgw.app.sources import make_sources
 from tcpgw.balancing import hashing
 from tcpgw.balancing.loads import Loads
 from tcpgw.config import schema
@@ -292,7 +294,7 @@ async def test_tables_are_built_beside_the_loop(monkeypatch: pytest.MonkeyPatch)
         builders.append(threading.current_thread())
         return make_policy(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tcpgw.app.make_policy", note)
+    monkeypatch.setattr("tcpgw.app.relays.make_policy", note)
     with capture_logs():
         async with Gateway(loads(relaying([("127.0.0.1", 9)]), Path())):
             pass

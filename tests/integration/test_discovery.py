@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpgw.app import Gateway
+from tcpgw.app.gateway import Gateway
 from tcpgw.demo.cloud import Cloud, Fault
 from tests.support import processes
 from tests.support.instances import (

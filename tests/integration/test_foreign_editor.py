@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tcpgw.app import Gateway
+from tcpgw.app.gateway import Gateway
 from tcpgw.config.load import loads
 from tests.conftest import Need
 from tests.support.processes import PATIENCE, Address, free_port, relaying, running

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tcpgw.app import Gateway
+from tcpgw.app.gateway import Gateway
 from tcpgw.config.load import loads
 from tcpgw.demo.cloud import Cloud
 from tests.support.command import started, tcpgw

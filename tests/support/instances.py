@@ -9,7 +9,7 @@ from typing import Any
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from tcpgw.app import Gateway
+from tcpgw.app.gateway import Gateway
 from tcpgw.config.load import loads
 from tcpgw.demo.cloud import Cloud
 from tcpgw.endpoints import Endpoint

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import msgpack
 from structlog.testing import capture_logs
 
-from tcpgw.app import Gateway
+from tcpgw.app.gateway import Gateway
 from tcpgw.config.load import loads
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.pool import Pool
@@ -323,7 +323,7 @@ class Bed:
 
     @property
     def service(self) -> RpcService:
-        return next(iter(self.gateway._rpc.values()))
+        return next(iter(self.gateway.relays.rpc.values()))
 
     def target(self, instance: Instance) -> Target:
         return self.service.targets[Endpoint.parse(instance.endpoint)]
@@ -331,12 +331,12 @@ class Bed:
     @property
     def held(self) -> int:
         """Bytes of frames that are accounted for."""
-        return self.gateway._memory.held
+        return self.gateway.relays.memory.held
 
     @property
     def unread(self) -> int:
         """Bytes of answers that clients have not read, beyond their buffers."""
-        return self.gateway._memory.unread
+        return self.gateway.relays.memory.unread
 
     @property
     def dropped(self) -> int:

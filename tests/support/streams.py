@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from structlog.testing import capture_logs
 
-from tcpgw.app import Gateway
+from tcpgw.app.gateway import Gateway
 from tcpgw.config.load import loads
 from tcpgw.pool import Pool
 from tcpgw.relay.listener import Listener

@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tcpgw.app import Gateway
+from tcpgw.app.gateway import Gateway
 from tcpgw.config.load import loads
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.relay.rpc.plane import RpcPlane
@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         self.stack.enter_context(structlog.testing.capture_logs())
         # The policies' own choices too are the same in each run.
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr("tcpgw.app.random", SimpleNamespace(Random=lambda: random.Random(1)))
+        patch.setattr("tcpgw.app.balancing.random", SimpleNamespace(Random=lambda: random.Random(1)))
         self.stack.callback(self.stop)
         self.loop = StillLoop()
         self.bugs: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ class Machine(RuleBasedStateMachine):
         self.gateway = Gateway(loads(text, Path()))
         self.loop.run_until_complete(self.gateway.__aenter__())
         self.plane = cast("RpcPlane", self.gateway.listeners["l"]._plane)
-        self.service = next(iter(self.gateway._rpc.values()))
+        self.service = next(iter(self.gateway.relays.rpc.values()))
         self.pool = self.gateway.pools["s"]
         self.ruled = RULES in listener
         self.connect()
@@ -314,7 +314,7 @@ class Machine(RuleBasedStateMachine):
             assert session.inflight <= 8
             if not session.gone and not session._intake.full:  # else it has requests that it does not look at
                 assert session.inflight >= len(client.asked) - len(client.heard)
-        assert self.gateway._memory.held >= 0
+        assert self.gateway.relays.memory.held >= 0
         assert self.service.retries.running >= 0
         assert all(one.inflight >= 0 for one in self.plane.routing.rules.all)
 
@@ -358,7 +358,7 @@ class Machine(RuleBasedStateMachine):
 
     def nothing_is_left(self) -> None:
         assert self.pool.loads.total == 0
-        assert self.gateway._memory.held == 0
+        assert self.gateway.relays.memory.held == 0
         assert self.service.retries.running == 0
         assert not any(one.inflight for one in self.plane.routing.rules.all)
         for target in [*self.service.targets.values(), *self.service._retired]:

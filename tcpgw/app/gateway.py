@@ -1,0 +1,71 @@
+"""A whole gateway in one process, for embedding and for tests."""
+
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+from tcpgw.app.background import Background, first
+from tcpgw.app.discovery import Discovery
+from tcpgw.app.relays import Relays
+from tcpgw.config import schema
+from tcpgw.pool import Pool
+from tcpgw.relay.listener import Listener
+
+
+class Gateway:
+    """A whole gateway in this process and event loop.
+
+    `async with Gateway(config) as gateway:` binds every listener, starts discovery, waits for each service's
+    first snapshot (at most its `wait`), then accepts. Raises BindError or CredentialError where it cannot
+    start, with nothing left open. Leaving the context ends every connection at once: `drain` before, to
+    spare them.
+
+    `sockets`, by listener, are open already and stay so elsewhere (systemd's): they are listened on in place
+    of the `bind`, and closed here with the gateway.
+    """
+
+    def __init__(
+        self, config: schema.Config, sockets: Mapping[str, socket.socket] = MappingProxyType({})
+    ) -> None:
+        self._background = Background()
+        self.relays = Relays(config, sockets, self._background)
+        self._discovery = Discovery(config, self.relays.publish, self._background)
+        self._stack = AsyncExitStack()
+
+    @property
+    def listeners(self) -> dict[str, Listener]:
+        return self.relays.listeners
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        return self.relays.pools
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._stack.push_async_callback(self._background.close)
+            await self._stack.enter_async_context(self.relays)
+            await self._stack.enter_async_context(self._discovery)
+            await first(self._background.failed(), self._set_out())
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _set_out(self) -> None:
+        await self._discovery.first_snapshots()
+        await self.relays.start()
+
+    async def failed(self) -> None:
+        """Return never, or raise what a background task died of: a bug, since errors are handled there."""
+        await self._background.failed()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new clients and let the connections finish, for at most `seconds`."""
+        await self.relays.drain(seconds)
