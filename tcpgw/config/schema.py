@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, StrictBool, ValidationError, model_validator
+from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tcpgw.config import checks
@@ -85,8 +85,21 @@ def _state_dir_from_systemd() -> Path | None:
 
 
 class Gateway(Table):
-    """Settings of the whole process."""
+    """Settings of the whole gateway."""
 
+    workers: StrictInt = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Processes that accept and relay. 0: one per CPU that the gateway may use; more than "
+        "that would only take turns.",
+    )
+    unsupervised: Duration = Field(
+        default=60.0,
+        description="Seconds that workers whose supervisor died go on accepting, with the instances they "
+        "know, before they drain. One that systemd restarts is back within seconds and accepts beside them; "
+        "who runs it without systemd has time to notice.",
+    )
     state_dir: FilePath | None = Field(
         default_factory=_state_dir_from_systemd,
         description="Folder of the last good snapshots, for a start while the cloud's API is down. "
