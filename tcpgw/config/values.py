@@ -386,6 +386,13 @@ def _path(value: Any, info: ValidationInfo) -> Path:
     return folder_of(info) / text
 
 
+def _written_file_path(path: Path) -> str:
+    return str(path.absolute())  # whoever reads it may be in another folder
+
+
 FilePath = Annotated[
-    Path, PlainValidator(_path), PlainSerializer(str), WithJsonSchema({"type": "string", "minLength": 1})
+    Path,
+    PlainValidator(_path),
+    PlainSerializer(_written_file_path),
+    WithJsonSchema({"type": "string", "minLength": 1}),
 ]

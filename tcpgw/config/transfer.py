@@ -1,0 +1,33 @@
+"""A configuration as plain data, for the processes that get it from the one that read it.
+
+They cannot read the file themselves: it may have changed since, its secrets are none of their business, and
+what it leaves out may depend on the environment.
+"""
+
+from typing import Any
+
+from tcpgw.config.schema import Config
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return what `restored` needs: texts, numbers, lists and tables, with asterisks for secrets.
+
+    Defaults are left out, because some keys may not stand beside some others even with these.
+    """
+    data = config.model_dump(mode="json", exclude_defaults=True)
+    # Its default is this process's environment, which the other one need not have.
+    state_dir = config.gateway.state_dir
+    data.setdefault("gateway", {})["state_dir"] = None if state_dir is None else str(state_dir.absolute())
+    for number, cloud in enumerate(data.get("cloud", {}).values()):
+        if "access_key" in cloud["auth"]:
+            # Two that look alike would be taken for one IAM user who stands twice.
+            cloud["auth"]["access_key"] += "*" * number
+    return data
+
+
+def restored(data: dict[str, Any]) -> Config:
+    """Return the configuration that `plain` was given, but for secrets, and with absolute paths.
+
+    Reads neither files nor the environment. Raises ValidationError for what is not from `plain`.
+    """
+    return Config.model_validate(data)
