@@ -67,8 +67,8 @@ class Method(Table):
     max_inflight: StrictInt | None = Field(
         default=None,
         ge=1,
-        description="Requests that all clients of this listener together may have unanswered; those beyond "
-        "are answered `overloaded`. Without it no limit of the method's own.",
+        description="Requests that all clients of this listener together may have unanswered, in equal parts "
+        "for the workers; those beyond are answered `overloaded`. Without it no limit of the method's own.",
     )
 
     @field_validator("hedge")
@@ -121,7 +121,8 @@ class Listener(Table):
     max_connections: StrictInt = Field(
         default=10_000,
         ge=1,
-        description="Connections at a time; beyond, accepting pauses. Each takes 2 descriptors: `ulimit -n`.",
+        description="Connections at a time, in equal parts for the workers; beyond, accepting pauses. Each "
+        "takes 2 descriptors: `ulimit -n`.",
     )
     idle_timeout: Duration = Field(
         default=3600.0,

@@ -34,6 +34,7 @@ from tcpgw.config.table import Table
 from tcpgw.config.values import Duration, FilePath, Name, Size
 
 __all__ = [
+    "LEAST_RPC_MEMORY",
     "PRIVATE_NETWORKS",
     "AgencyAuth",
     "AkSkAuth",
@@ -60,6 +61,9 @@ __all__ = [
     "StaticDiscovery",
     "TokenAuth",
 ]
+
+
+LEAST_RPC_MEMORY = 16 << 20  # bytes: for a request and its answer, 8 MiB each
 
 
 class Log(Table):
@@ -110,8 +114,9 @@ class Gateway(Table):
     )
     rpc_memory: Size = Field(
         default=256 << 20,
-        ge=16 << 20,
-        description="Bytes of rpc frames that are held at a time, those of all clients together. At the "
+        ge=LEAST_RPC_MEMORY,
+        description="Bytes of rpc frames that are held at a time, those of all clients together, in equal "
+        "parts for the workers, but room for the longest request and answer in each. At the "
         "bound, who sends more is read later, and who has most unread is cut off. A quarter is kept for "
         "answers; the default holds 12 of the longest requests.",
     )

@@ -114,9 +114,9 @@ class Rpc(Table):
         default=1,
         ge=1,
         le=1024,
-        description="Connections to each endpoint, shared by all clients: 1 or 2 are fastest, since requests "
-        "that come together go out in one write; at most 64. With exclusive, how many there may be (at most "
-        "1024), which is how many requests an instance works on at a time.",
+        description="Connections of each worker to each endpoint, shared by its clients: 1 or 2 are fastest, "
+        "since requests that come together go out in one write; at most 64. With exclusive, how many all "
+        "workers may have in equal parts (at most 1024): how many requests an instance works on at a time.",
     )
     bulk: Size = Field(
         default=256 << 10,
@@ -128,13 +128,15 @@ class Rpc(Table):
     max_inflight: StrictInt = Field(
         default=1024,
         ge=1,
-        description="Requests that one endpoint may have unanswered; more wait in the queue (Envoy: 1024).",
+        description="Requests that one endpoint may have unanswered, in equal parts for the workers; more "
+        "wait in the queue (Envoy: 1024).",
     )
     queue: StrictInt = Field(
         default=1024,
         ge=0,
-        description="Requests of all clients that may wait for an endpoint with room (Envoy: 1024). Beyond, "
-        "the newest of the client that has most there is answered `overloaded`. 0: none waits.",
+        description="Requests of all clients that may wait for an endpoint with room, in equal parts for the "
+        "workers (Envoy: 1024). Beyond, the newest of the client that has most there is answered "
+        "`overloaded`. 0: none waits.",
     )
     queue_timeout: Duration = Field(
         default=1.0,
