@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, MutableMapping
 
 # Of the time in which systemd wants to hear something: what sd_watchdog_enabled(3) advises.
@@ -38,6 +39,13 @@ class Notifier:
         ours = microseconds.isdecimal() and pid in ("", str(os.getpid()))
         return cls(address, int(microseconds) / 1e6 if ours else 0.0)
 
+    def environment(self) -> dict[str, str]:
+        """Return what a process that takes over from this one is to find."""
+        if not self._address:
+            return {}
+        watchdog = {"WATCHDOG_USEC": str(round(self._watchdog * 1e6))} if self._watchdog else {}
+        return {"NOTIFY_SOCKET": self._address.replace("\0", "@", 1), **watchdog}
+
     def tell(self, **message: str) -> None:
         """Send assignments: `tell(READY="1", STATUS="…")`."""
         if not self._address:
@@ -65,3 +73,8 @@ class Notifier:
         while True:
             self.tell(WATCHDOG="1")
             await asyncio.sleep(seconds)
+
+
+def reloading() -> dict[str, str]:
+    """What is told when a reload begins (sd_notify(3), for Type=notify-reload); READY=1 ends it."""
+    return {"RELOADING": "1", "MONOTONIC_USEC": str(time.monotonic_ns() // 1000)}

@@ -1,8 +1,8 @@
-"""The signals that end a gateway: the first asks it to drain, the second to stop at once."""
+"""Signals, as what they ask for: the first SIGTERM to drain, the second to stop at once, SIGHUP to reload."""
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -31,3 +31,23 @@ def ending() -> Iterator[Ending]:
     finally:
         for number in _ENDING:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def handled(handlers: Mapping[signal.Signals, Callable[[], object]]) -> Iterator[None]:
+    """Have signals call functions on the loop, for as long as the context lasts. As `ending` otherwise."""
+    loop = asyncio.get_running_loop()
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def ignored(*numbers: signal.Signals) -> Iterator[None]:
+    """Take no notice of signals that would end the process, for as long as the context lasts."""
+    with handled(dict.fromkeys(numbers, lambda: None)):
+        yield
