@@ -22,6 +22,7 @@ class Played:
     """A session that does as the test says, and keeps what the listener did."""
 
     received, sent = 3, 4
+    over = False
 
     def __init__(self, connection: Connection, on_end: OnEnd) -> None:
         self.connection = connection
@@ -38,8 +39,11 @@ class Played:
     def abort(self, reason: Reason, *, reset: bool) -> None:  # noqa: ARG002 - the interface's
         self.end(reason)
 
-    def drain(self) -> None:
+    def drain(self, reason: Reason = Reason.DRAINED) -> None:  # noqa: ARG002 - the interface's
         self.drains += 1
+
+    def look(self, now: float) -> None:
+        pass
 
     def tend(self, now: float) -> None:
         self.tended.append(now)
@@ -83,7 +87,7 @@ async def listening(plane: Plane, settings: str = "") -> AsyncIterator[tuple[Lis
     made = loads(text, Path()).listener[0]
     with capture_logs() as logs:
         sock = bind_socket(made.bind, made.keepalive)
-        listener = Listener(made, sock, plane)
+        listener = Listener(made, (sock,), plane)
         listener.start()
         client = dial(sock.getsockname())
         await until(lambda: listener.accepted)
