@@ -38,6 +38,7 @@ from tcpgw.process.notify import Notifier
 from tcpgw.process.signals import ending
 from tcpgw.relay.draining import Cause
 from tcpgw.relay.listener import Listener
+from tcpgw.relay.reasons import Reason
 
 log = structlog.get_logger()
 # markup=False: "[fd00::1]:80" is an endpoint, not a style.
@@ -127,9 +128,9 @@ async def _serve(config: schema.Config) -> None:
 
 
 def _cut(listener: Listener) -> int:
-    """How many connections the stop of a listener did not let finish: those reset, and who is left for it."""
+    """How many connections the stop of a listener did not let finish, those that are left for it included."""
     reset = listener.draining.status().get(Cause.SHUTDOWN, {}).get("reset", 0)
-    return reset + len(listener.connections)
+    return reset + listener.ended[Reason.SHUTDOWN] + len(listener.connections)
 
 
 def _fitted(config: schema.Config, files: int) -> schema.Config:

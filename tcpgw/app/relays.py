@@ -99,10 +99,12 @@ class Relays:
         for listener in self.listeners.values():
             listener.start()
 
-    async def drain(self, spread: float = 0.0, hard: float | None = None) -> None:
-        """As `Gateway.drain`."""
+    async def drain(
+        self, spread: float = 0.0, hard: float | None = None, *, outlived: bool | None = None
+    ) -> None:
+        """As `Gateway.drain`; `outlived` as of `Listener.stop_accepting`."""
         for listener in self.listeners.values():
-            listener.stop_accepting()
+            listener.stop_accepting(outlived=outlived)
         for listener in self.listeners.values():
             listener.drain(spread, hard)
         for listener in self.listeners.values():

@@ -112,8 +112,8 @@ class Draining:
             heapq.heappush(self._waiting, (at, next(self._order), entry))
         self._set_timer()
 
-    def causes(self, connection: Connection) -> Cause | None:
-        """For what alone a connection is to end; None: for nothing, or for more than that."""
+    def only_cause(self, connection: Connection) -> Cause | None:
+        """The cause for which alone a connection is to end; None where there is none, or more than one."""
         entry = self._entries.get(connection.id)
         return None if entry is None or entry.settled else entry.cause
 

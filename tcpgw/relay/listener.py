@@ -83,6 +83,7 @@ class Listener:
         self._ids = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
         self._drain: _Drain | None = None
+        self._cutting: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -143,7 +144,8 @@ class Listener:
 
         Each is asked to at a moment of its own within `spread` seconds, so that their clients do not all
         connect to another gateway at once, and is reset `hard` seconds from now (None: never). Those that are
-        being set up are asked once they stand. Asked again, the earlier of both times counts.
+        being set up are asked once they stand, and turned away if they do not by then. Asked again, the
+        earlier of both times counts.
         """
         self.stop_accepting(outlived=outlived)
         now = time.monotonic()
@@ -152,6 +154,19 @@ class Listener:
         for connection in list(self.connections.values()):
             if connection.session:
                 self._drain.add(self.draining, connection)
+        if hard is not None and self.connections:
+            self._stop_cutting()
+            self._cutting = self._loop.call_later(max(0.0, self._drain.until - now), self._cut_setups)
+
+    def _cut_setups(self) -> None:
+        for connection in self.connections.values():
+            if connection.setup:
+                connection.setup.cancel()
+
+    def _stop_cutting(self) -> None:
+        if self._cutting:
+            self._cutting.cancel()
+            self._cutting = None
 
     async def drained(self) -> None:
         """Return when no connection is left."""
@@ -291,6 +306,7 @@ class Listener:
         self.bytes_out += bytes_out
         if not self.connections:
             self._empty.set()
+            self._stop_cutting()
         self._acceptor.resume()
         if self._log_connections:
             line = {

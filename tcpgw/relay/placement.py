@@ -118,7 +118,7 @@ class Placement:
             return
         if session.endpoint not in self._members:
             listener.draining.add(connection, Cause.ENDPOINT_REMOVED, at=monotonic())
-        elif listener.draining.causes(connection) is Cause.ENDPOINT_REMOVED:
+        elif listener.draining.only_cause(connection) is Cause.ENDPOINT_REMOVED:
             if session.undrain():
                 listener.draining.spare(connection)
         elif self._rebalance and self._is_misplaced(session):

@@ -161,12 +161,12 @@ async def test_for_what_alone_a_connection_is_to_end() -> None:
     """What is to end for two causes must end though one of them is gone."""
     with bed() as b:
         connection, session = b.add()
-        assert b.draining.causes(connection) is None
+        assert b.draining.only_cause(connection) is None
         b.draining.add(connection, Cause.ENDPOINT_REMOVED, at=time.monotonic())
         b.draining.add(connection, Cause.ENDPOINT_REMOVED, at=time.monotonic())
-        assert b.draining.causes(connection) is Cause.ENDPOINT_REMOVED
+        assert b.draining.only_cause(connection) is Cause.ENDPOINT_REMOVED
         b.draining.add(connection, Cause.MAX_AGE, at=time.monotonic())
-        assert b.draining.causes(connection) is None
+        assert b.draining.only_cause(connection) is None
         session.end(Reason.DRAINED)
 
 
