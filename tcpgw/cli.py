@@ -36,6 +36,9 @@ from tcpgw.process import inherited
 from tcpgw.process.limits import calm_collector, fitting, keep_heap, needed_files, raise_open_files
 from tcpgw.process.notify import Notifier
 from tcpgw.process.signals import ending
+from tcpgw.relay.draining import Cause
+from tcpgw.relay.listener import Listener
+from tcpgw.relay.reasons import Reason
 
 log = structlog.get_logger()
 # markup=False: "[fd00::1]:80" is an endpoint, not a style.
@@ -116,11 +119,18 @@ async def _serve(config: schema.Config) -> None:
             await stack.enter_async_context(manager.watched())
             manager.tell(READY="1", STATUS=f"accepting on {len(gateway.listeners)} listeners")
             await first(end.asked.wait(), gateway.failed())
-            manager.tell(STOPPING="1", STATUS=f"draining for up to {config.gateway.drain:g} s")
-            log.info("draining", seconds=config.gateway.drain)
-            await first(end.now.wait(), gateway.drain(config.gateway.drain))
-            left = sum(len(listener.connections) for listener in gateway.listeners.values())
-    log.info("stopped", connections_cut=left)
+            spread, hard = config.gateway.drain, config.gateway.hard_stop
+            manager.tell(STOPPING="1", STATUS=f"draining for up to {hard:g} s")
+            log.info("draining", seconds=spread, hard_stop=hard)
+            await first(end.now.wait(), gateway.drain(spread, hard))
+            cut = sum(map(_cut, gateway.listeners.values()))
+    log.info("stopped", connections_cut=cut)
+
+
+def _cut(listener: Listener) -> int:
+    """How many connections the stop of a listener did not let finish, those that are left for it included."""
+    reset = listener.draining.status().get(Cause.SHUTDOWN, {}).get("reset", 0)
+    return reset + listener.ended[Reason.SHUTDOWN] + len(listener.connections)
 
 
 def _fitted(config: schema.Config, files: int) -> schema.Config:

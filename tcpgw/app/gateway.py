@@ -66,6 +66,10 @@ class Gateway:
         """Return never, or raise what a background task died of: a bug, since errors are handled there."""
         await self._background.failed()
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse new clients and let the connections finish, for at most `seconds`."""
-        await self.relays.drain(seconds)
+    async def drain(self, spread: float = 0.0, hard: float | None = None) -> None:
+        """Refuse new clients, let the connections end, and return when all have.
+
+        Each is asked to end, when nothing would be lost, at a moment of its own within `spread` seconds; who
+        is left is reset after `hard` seconds (None: never). Asked again, the earlier times count.
+        """
+        await self.relays.drain(spread, hard)

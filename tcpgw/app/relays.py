@@ -21,6 +21,7 @@ from tcpgw.endpoints import Snapshot
 from tcpgw.pool import Pool
 from tcpgw.relay.framed import FramedPlane
 from tcpgw.relay.listener import Listener
+from tcpgw.relay.placement import Placement
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.plane import RpcPlane
 from tcpgw.relay.rpc.routing import Routing, Rule, Rules
@@ -28,7 +29,7 @@ from tcpgw.relay.rpc.service import Protocol, RpcService
 from tcpgw.relay.session import Plane
 from tcpgw.relay.sockets import adopt_socket, bind_socket
 from tcpgw.relay.stream_plane import Choose, StreamPlane
-from tcpgw.relay.upstream import Upstream
+from tcpgw.relay.upstream import Outcomes, Upstream
 from tcpgw.wire.codec import Codec
 from tcpgw.wire.field import Field
 from tcpgw.wire.frames import PRESETS, FrameSplitter, LengthField, Splitter
@@ -56,6 +57,13 @@ class Relays:
         self._background = background
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
+        self.outcomes = {name: Outcomes(pool) for name, pool in self.pools.items()}
+        self.placements = {
+            service.name: Placement(
+                self.pools[service.name], self.listeners.values, rebalance=service.balance.rebalance
+            )
+            for service in config.service
+        }
 
     async def __aenter__(self) -> Self:
         try:
@@ -82,6 +90,8 @@ class Relays:
         """Connect to the instances of rpc services, as far as they let us, then accept."""
         for rpc in self.rpc.values():
             self._tasks.append(self._background.start(rpc.run(), f"channels of {rpc.name}"))
+        for name, placement in self.placements.items():
+            self._tasks.append(self._background.start(placement.run(), f"places of {name}"))
         for rpc in self.rpc.values():
             with suppress(TimeoutError):  # then it goes on trying while clients come
                 async with asyncio.timeout(2 * rpc.connect_timeout):
@@ -89,16 +99,16 @@ class Relays:
         for listener in self.listeners.values():
             listener.start()
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse new clients and let the connections finish, for at most `seconds`."""
+    async def drain(
+        self, spread: float = 0.0, hard: float | None = None, *, outlived: bool | None = None
+    ) -> None:
+        """As `Gateway.drain`; `outlived` as of `Listener.stop_accepting`."""
         for listener in self.listeners.values():
-            listener.drain()
-        try:
-            async with asyncio.timeout(seconds):
-                for listener in self.listeners.values():
-                    await listener.drained()
-        except TimeoutError:
-            pass
+            listener.stop_accepting(outlived=outlived)
+        for listener in self.listeners.values():
+            listener.drain(spread, hard)
+        for listener in self.listeners.values():
+            await listener.drained()
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -106,11 +116,14 @@ class Relays:
 
     def _add_listener(self, settings: schema.Listener) -> None:
         given = self._sockets.get(settings.name)
-        listener = self.listeners[settings.name] = Listener(
-            settings,
+        sock = (
             adopt_socket(given, settings.keepalive)
             if given
-            else bind_socket(settings.bind, settings.keepalive),
+            else bind_socket(settings.bind, settings.keepalive)
+        )
+        listener = self.listeners[settings.name] = Listener(
+            settings,
+            (sock,),
             self._make_plane(settings),
             log_connections=self._config.gateway.log.connections,
             outlived=given is not None,
@@ -204,6 +217,7 @@ class Relays:
                 timeout=services[name].connect.timeout,
                 tries=services[name].connect.candidates,
                 send_proxy=services[name].send_proxy,
+                outcomes=self.outcomes[name],
             )
             for name in weights
         }

@@ -39,7 +39,8 @@ def configuration(folder: Path, instance: tuple[str, int], bind: str) -> Path:
     file.write_text(
         f"""
         [gateway]
-        drain = "5s"
+        drain = "1s"
+        hard_stop = "5s"
         [gateway.log]
         format = "json"
         [[service]]

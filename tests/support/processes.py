@@ -98,7 +98,7 @@ class GatewayProcess:
 def gateway(folder: Path, config: str, *, files: int | None = None) -> Iterator[GatewayProcess]:
     """Run a gateway, with `files` open files at most. It must end well, without a warning or a traceback."""
     file, log = folder / "tcpgw.toml", folder / "tcpgw.log"
-    file.write_text(config + "\n[gateway]\ndrain = '100ms'\n")
+    file.write_text(config + "\n[gateway]\ndrain = '100ms'\nhard_stop = '200ms'\n")
     limited = ["prlimit", f"--nofile={files}"] if files else []
     command: list[str | Path] = [
         *limited,

@@ -81,6 +81,10 @@ class RpcService:
         self.expired = 0  # requests whose deadline passed
         self.retried = 0
         self.hedged = 0
+        # Endpoints that left, by what became of them, as the stages of `draining.Draining`; and the requests
+        # that those had under way which were cut.
+        self.drains = {"started": 0, "closed": 0, "reset": 0, "spared": 0}
+        self.requests_cut = 0
         self._protocol = protocol
         self._tries = tries
         self._retired: list[Target] = []
@@ -131,6 +135,7 @@ class RpcService:
             self.targets[endpoint] = self._revive(endpoint) or Target(endpoint, self)
         leaving = [self.targets.pop(endpoint) for endpoint in self.targets.keys() - wanted]
         self._retired += leaving
+        self.drains["started"] += len(leaving)
         for target in leaving:
             target.retire(now)
 
@@ -138,6 +143,7 @@ class RpcService:
         for target in self._retired:
             if target.endpoint == endpoint:
                 self._retired.remove(target)
+                self.drains["spared"] += 1
                 target.revive()
                 return target
         return None
@@ -347,6 +353,8 @@ class RpcService:
         self._active = self.pool.loads.total  # those that are lost now among them
         sent, unsent = channel.mux.lose()
         text = f"the connection to {target.endpoint} broke: {channel.why}"
+        if target.retired_at is not None and time.monotonic() - target.retired_at >= _DRAIN:
+            self.requests_cut += len(sent) + len(unsent)
         if sent or unsent:
             target.end(len(sent) + len(unsent), self.connect_timeout)
         for entry in sent:
@@ -486,6 +494,7 @@ class RpcService:
         assert target.retired_at is not None  # noqa: S101
         if not target.load.inflight or now - target.retired_at >= _DRAIN:
             self._retired.remove(target)
+            self.drains["reset" if target.load.inflight else "closed"] += 1
             task = asyncio.get_running_loop().create_task(target.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

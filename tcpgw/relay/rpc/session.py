@@ -53,7 +53,9 @@ class RpcSession(asyncio.Protocol):
     __slots__ = (
         "_after",
         "_begun",
+        "_drained_at",
         "_early",
+        "_ending",
         "_error",
         "_intake",
         "_lanes",
@@ -104,6 +106,8 @@ class RpcSession(asyncio.Protocol):
         self.bulky = False  # its answers are large lately: they come by the bulk lane
         self.ended = False  # it sent FIN
         self.draining = False
+        self._drained_at = 0.0
+        self._ending = Reason.DRAINED  # what a drain is for
         self.gone = False  # or about to be: nothing is sent to it any more
         self._unlike = False  # gone, or it speaks without lengths: answers need a closer look
         self.home = plane.routing.home(connection.client)
@@ -420,7 +424,7 @@ class RpcSession(asyncio.Protocol):
         elif self.ended:
             self._transport.close()
         elif not self._intake.held or self._last:
-            self._reason = self._reason or Reason.DRAINED
+            self._reason = self._reason or self._ending
             self._hang_up()
             self._loop.call_later(_LINGER, self._transport.close)
 
@@ -442,14 +446,23 @@ class RpcSession(asyncio.Protocol):
         if self._transport is not None:
             drop(self._transport, reset=reset or self._transport.get_write_buffer_size() > 0)
 
-    def drain(self) -> None:
+    def drain(self, reason: Reason = Reason.DRAINED) -> None:
         """End when everything that was asked is answered: at the boundary of a frame, both ways.
 
         A client that goes on asking is not read any more after a while: what it asks then was never taken.
         """
+        if not self.draining:
+            self._drained_at, self._ending = monotonic(), reason
         self.draining = self._after = True
-        self._loop.call_later(_LAST_CALL, self._stop_reading)
         self._look()
+
+    @property
+    def over(self) -> bool:
+        return self.gone
+
+    def look(self, now: float) -> None:
+        if now - self._drained_at >= _LAST_CALL and not self._last:
+            self._stop_reading()
 
     def _stop_reading(self) -> None:
         if not self.gone and self._transport is not None:
