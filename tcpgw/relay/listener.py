@@ -23,7 +23,7 @@ from tcpgw.config.schema import Listener as Settings
 from tcpgw.errors import ConnectError, OverloadError, ProtocolError
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Address, Connection, Plane, canonical
-from tcpgw.relay.sockets import listen
+from tcpgw.relay.sockets import adopt_socket, listen
 from tcpgw.relay.upstream import NoEndpointError
 from tcpgw.wire import proxy_protocol
 
@@ -70,7 +70,7 @@ class Listener:
         self._socket = sock
         self._plane = plane
         self._log_connections = log_connections
-        self._outlived = outlived
+        self.outlived = outlived
         # Bound and kept because both are asked for with every connection, and the asking costs microseconds.
         self._log = log.bind(listener=self.name)
         self._loop = asyncio.get_running_loop()
@@ -97,6 +97,27 @@ class Listener:
         self._sweeper = self._loop.create_task(self._sweep())
         self._resume()
 
+    def change(self, settings: Settings, plane: Plane, *, log_connections: bool) -> None:
+        """Take other settings and another plane for the connections that come from now on.
+
+        Of the same name, bind, mode and codec; `max_connections` and the time-outs looked at here hold for
+        all. Connections that are there keep their plane, which may be the same one.
+        """
+        self._settings = settings
+        self._plane = plane
+        self._log_connections = log_connections
+        if not self._stopped:
+            adopt_socket(self._socket, settings.keepalive)
+        if self._sweeper and self._backing_off is None:
+            self._resume()  # more of them may be allowed
+
+    def duplicate(self) -> socket.socket:
+        """The same socket once more, for a listener that takes its place.
+
+        Set `outlived` before this one drains, so that who waits in the queue is the other's.
+        """
+        return self._socket.dup()
+
     def stop_accepting(self) -> None:
         """Close the listening socket: new clients are refused, connections go on. Idempotent.
 
@@ -104,7 +125,7 @@ class Listener:
         they are connected, and would be reset. Unless the socket outlives this.
         """
         accepted = -1
-        while not self._outlived and self._accepting and accepted != self.accepted:
+        while not self.outlived and self._accepting and accepted != self.accepted:
             accepted = self.accepted
             self._accept()
         self._stopped = True
@@ -255,11 +276,11 @@ class Listener:
 
     async def _sweep(self) -> None:
         """Let every session look at its time-outs. One pass for all instead of a timer for each."""
-        settings = self._settings
-        shortest = min(
-            settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout
-        )
         while True:
+            settings = self._settings  # of now: they may change
+            shortest = min(
+                settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout
+            )
             await asyncio.sleep(shortest / _SWEEPS_PER_TIMEOUT)
             for count, connection in enumerate(list(self.connections.values()), 1):
                 if count % _SWEEP_BATCH == 0:

@@ -55,6 +55,13 @@ class Memory:
         self._unread: dict[Client, int] = {}
         self._passing = False  # between pass_on and grant
 
+    def resize(self, limit: int) -> None:
+        """Take another limit. What is held beyond a lower one stays, and nothing is added to it."""
+        self.limit = limit
+        self._for_requests = limit - limit // _FOR_ANSWERS
+        if not self._passing:
+            self.grant()
+
     def take(self, size: int) -> bool:
         """Reserve for an answer, if there is room or can be made. Followed by `give` of as much.
 
