@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -540,7 +541,10 @@ def changes(kind: str, a: str, b: str) -> list[str]:
     return [*texts, texts[0]]
 
 
-@pytest.mark.parametrize("kind", ["rpc", "policy", "weights", "key", "rules", "deadline", "limits"])
+KINDS = ["rpc", "policy", "weights", "key", "rules", "deadline", "limits"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_every_request_is_answered_once_across_changes(kind: str) -> None:
     """Clients that pipeline while settings change get each answer, once, and keep their connections."""
     async with instances(2) as (a, b):
@@ -939,3 +943,29 @@ async def test_times_of_answers_go_on() -> None:
             plane = g.listeners["l"]._plane
             assert isinstance(plane, FramedPlane)
             assert plane.latencies.count == 3
+
+
+async def test_what_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replaced service waits for its requests so long and no longer; their clients are told."""
+    monkeypatch.setattr("tcpgw.app.channels._LEAVE", 0.2)
+    async with instances(1) as (a,):
+        a.behave = hold
+        async with gateway(service(a.endpoint) + rpc()) as g, client(g) as c:
+            c.ask(1, "x")
+            await until(lambda: a.held)
+            await reload(g, service(a.endpoint, more="rpc = { queue = 7 }") + rpc())
+            ((_, number, error, _),) = await c.got(1)
+            assert (number, error["code"]) == (1, "upstream_lost")
+            await until(lambda: len(a.links) == ORDINARY)
+            assert g.relays.status()["services"]["s"]["rpc"]["failed"] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_any_changes_in_any_order(seed: int) -> None:
+    """Whatever follows whatever, every request is answered once."""
+    chance = random.Random(seed)
+    async with instances(2) as (a, b):
+        texts = [text for kind in KINDS for text in changes(kind, a.endpoint, b.endpoint)]
+        async with gateway(texts[0]) as g:
+            await under_load(g, chance.choices(texts, k=25))
+            await until(lambda: len(g.relays._channels._running) == len(g.relays.rpc))
