@@ -48,8 +48,7 @@ def _repeated(table: str, names: Iterable[str]) -> Iterator[tuple[Place, str]]:
 def _shared_binds(listeners: Iterable["Listener"]) -> Iterator[tuple[Place, str]]:
     first: dict[str, int] = {}
     for index, listener in enumerate(listeners):
-        chosen_by_kernel = not listener.bind.path and listener.bind.port == 0
-        if not chosen_by_kernel and first.setdefault(str(listener.bind), index) != index:
+        if not listener.bind.is_any and first.setdefault(str(listener.bind), index) != index:
             yield (
                 ("listener", index, "bind"),
                 f"listener[{first[str(listener.bind)]}] binds {listener.bind} already",

@@ -11,6 +11,8 @@ from time import monotonic
 
 import structlog
 
+from tcpgw.relay.sockets import adopt_socket
+
 # Accepts per turn of the loop: enough that a burst costs few turns, few enough that relays get theirs.
 _BATCH = 32
 # Seconds after a failed accept: mostly the process is out of descriptors, which only ending connections cure.
@@ -40,12 +42,13 @@ class Acceptor:
         self.accepted = 0
         self.failures = 0
         self.paused = 0  # how often there was no room for who waited
-        self._sockets = tuple(sockets)
-        self.most = most
+        self.sockets = tuple(sockets)
+        self._most = most
         self._connections = connections
         self._take = take
         self._log = log
         self._loop = asyncio.get_running_loop()
+        self._started = False
         self._accepting = False
         self._stopped = False
         self._retrying: asyncio.TimerHandle | None = None
@@ -55,10 +58,27 @@ class Acceptor:
 
     def resume(self) -> None:
         """Accept, if nothing speaks against it. Idempotent."""
+        self._started = True
         if not self._accepting and not self._stopped and self._retrying is None:
             self._accepting = True
-            for sock in self._sockets:
+            for sock in self.sockets:
                 self._loop.add_reader(sock, self._accept, sock)
+
+    def change(self, keepalive: float, most: int) -> None:
+        """Take other settings, for who is accepted from now on."""
+        self._most = most
+        if not self._stopped:
+            for sock in self.sockets:
+                adopt_socket(sock, keepalive)
+        if self._started:
+            self.resume()  # more of them may be allowed
+
+    def add(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these listening sockets too."""
+        self._pause()
+        self.sockets += tuple(sockets)
+        if self._started:
+            self.resume()
 
     def stop(self, *, outlived: bool) -> None:
         """Close the sockets: new clients are refused. Idempotent.
@@ -69,25 +89,25 @@ class Acceptor:
         accepted = -1
         while not outlived and self._accepting and accepted != self.accepted:
             accepted = self.accepted
-            for sock in self._sockets:
+            for sock in self.sockets:
                 self._accept(sock)
         self._stopped = True
         self._pause()
         if self._retrying:
             self._retrying.cancel()
-        for sock in self._sockets:
+        for sock in self.sockets:
             sock.close()
 
     def _pause(self) -> None:
         if self._accepting:
             self._accepting = False
-            for sock in self._sockets:
+            for sock in self.sockets:
                 self._loop.remove_reader(sock)
 
     def _accept(self, sock: socket.socket) -> None:
         if not self._accepting:  # another socket's turn came first and paused
             return
-        room = self.most - len(self._connections)
+        room = self._most - len(self._connections)
         if room <= 0:
             self._pause_full()
             return

@@ -70,16 +70,13 @@ class Listener:
         self.connections: dict[int, Connection] = {}
         self.draining = Draining()
         self._settings = settings
-        self._sockets = tuple(sockets)
         self._plane = plane
         self._log_connections = log_connections
-        self._outlived = outlived
+        self.outlived = outlived
         # Bound and kept because both are asked for with every connection, and the asking costs microseconds.
         self._log = log.bind(listener=self.name)
         self._loop = asyncio.get_running_loop()
-        self._acceptor = Acceptor(
-            self._sockets, self.connections, settings.max_connections, self._open, self._log
-        )
+        self._acceptor = Acceptor(sockets, self.connections, settings.max_connections, self._open, self._log)
         self._ids = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
         self._drain: _Drain | None = None
@@ -90,7 +87,7 @@ class Listener:
     @property
     def address(self) -> str:
         """Where clients connect, with the port that the kernel chose where the configuration says 0."""
-        return str(Bound.of_socket(self._sockets[0]))
+        return str(Bound.of_socket(self._acceptor.sockets[0]))
 
     @property
     def accepted(self) -> int:
@@ -119,10 +116,32 @@ class Listener:
 
     def start(self) -> None:
         """Listen and accept. Call once. Raises BindError where another one listens here since the bind."""
-        for sock in self._sockets:
+        for sock in self._acceptor.sockets:
             listen(sock, self.address)
         self._sweeper = self._loop.create_task(self._sweep())
         self._acceptor.resume()
+
+    def change(self, settings: Settings, plane: Plane, *, log_connections: bool) -> None:
+        """Take other settings and another plane for the connections that come from now on.
+
+        Of the same name, bind, mode and codec; `max_connections` and the time-outs looked at here hold for
+        all. Connections that are there keep their plane, which may be the same one.
+        """
+        self._settings = settings
+        self._plane = plane
+        self._log_connections = log_connections
+        self._acceptor.change(settings.keepalive, settings.max_connections)
+
+    def add_sockets(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these too, which are of the same address."""
+        self._acceptor.add(sockets)
+
+    def duplicate(self) -> list[socket.socket]:
+        """The same sockets once more, for a listener that takes its place.
+
+        Set `outlived` before this one drains, so that who waits in the queue is the other's.
+        """
+        return [sock.dup() for sock in self._acceptor.sockets]
 
     def stop_accepting(self, *, outlived: bool | None = None) -> None:
         """Close the listening sockets: new clients are refused, connections go on. Idempotent.
@@ -130,7 +149,7 @@ class Listener:
         Who already waits in the kernel's queue is let in, up to max_connections: they have been told that
         they are connected, and would be reset. Unless the sockets are `outlived`; None: as was said before.
         """
-        self._acceptor.stop(outlived=self._outlived if outlived is None else outlived)
+        self._acceptor.stop(outlived=self.outlived if outlived is None else outlived)
 
     def drain(
         self,
@@ -255,13 +274,13 @@ class Listener:
 
     async def _sweep(self) -> None:
         """Let every session look at its time-outs. One pass for all instead of a timer for each."""
-        settings = self._settings
-        shortest = min(
-            settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout,
-            settings.max_age or inf,
-        )  # fmt: skip
-        period = shortest / _SWEEPS_PER_TIMEOUT
         while True:
+            settings = self._settings  # of now: they may change
+            shortest = min(
+                settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout,
+                settings.max_age or inf,
+            )  # fmt: skip
+            period = shortest / _SWEEPS_PER_TIMEOUT
             await asyncio.sleep(period)
             for count, connection in enumerate(list(self.connections.values()), 1):
                 if count % _SWEEP_BATCH == 0:

@@ -49,7 +49,8 @@ class Placement:
     """Follows the snapshot of one service while `run` runs, on the stream and framed planes.
 
     `listeners` are all that there are at the moment; what is not the service's there is passed over.
-    `rebalance`: connections that may be closed in a second for endpoints that were added; 0: none is.
+    `rebalance`: connections that may be closed in a second for endpoints that were added; 0: none is. It may
+    change at any time.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Placement:
     ) -> None:
         self._pool = pool
         self._listeners = listeners
-        self._rebalance = rebalance
+        self.rebalance = rebalance
         self._members: set[Endpoint] = set()
         self._added: set[Endpoint] = set()
         self._unsettled: list[_Candidate] = []  # they may still connect to what has left
@@ -121,7 +122,7 @@ class Placement:
         elif listener.draining.only_cause(connection) is Cause.ENDPOINT_REMOVED:
             if session.undrain():
                 listener.draining.spare(connection)
-        elif self._rebalance and self._is_misplaced(session):
+        elif self.rebalance and self._is_misplaced(session):
             self._misplaced.append(candidate)
 
     def _is_misplaced(self, session: StreamSession) -> bool:
@@ -135,8 +136,8 @@ class Placement:
         if since < 0.9 * LOOK:  # a change came in between, and two looks that close tell nothing
             return
         self._moved_at = now
-        per_look = self._rebalance * LOOK
-        self._credit = min(self._credit + since * self._rebalance, max(1.0, per_look))
+        per_look = self.rebalance * LOOK
+        self._credit = min(self._credit + since * self.rebalance, max(1.0, per_look))
         seen, self._looked_at = self._looked_at, []
         size = max(_WINDOW, int(4 * per_look)) - len(seen)
         new = [self._misplaced.popleft() for _ in range(min(size, len(self._misplaced)))]

@@ -249,7 +249,7 @@ async def test_a_newer_snapshot_ends_a_pass() -> None:
         await until(lambda: stages(b, Cause.REBALANCED))
         await publish(b, 1, None)
         await asyncio.sleep(0.3)
-        placement = b.gateway.relays.placements["s"]
+        placement = b.gateway.relays.places.placement(b.pool)
         assert not placement._misplaced
         assert not placement._looked_at
         assert stages(b, Cause.REBALANCED)["started"] == 1

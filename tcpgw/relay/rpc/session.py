@@ -167,6 +167,27 @@ class RpcSession(asyncio.Protocol):
         self.requests += 1
         reads[self] = data
 
+    def settle_turn(self) -> None:
+        """Have what lies in a turn passed on now."""
+        turn = self._intake.turn
+        if turn is not None and self in turn.reads:
+            turn.run()
+
+    def changed(self) -> None:
+        """Its plane has other settings or another routing. After `settle_turn`, not within a read."""
+        settings = self._plane.settings
+        self.home = self._plane.routing.home(self.client)
+        self.service, _ = self.home
+        self._most = settings.max_inflight
+        self.turn = None
+        if self.gone:
+            return
+        self._intake.changed()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(high=settings.buffer)
+            if self._after:
+                self._look()  # it may be full no more
+
     def taken_back(self, data: bytes, *, looked: bool = False) -> None:
         """What was read was not passed on by its turn, and did not count.
 
@@ -216,6 +237,7 @@ class RpcSession(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._plane.sessions.discard(self)
         self._leave()
         fin = Reason.CLIENT_FIN if self.ended or exc is None else Reason.CLIENT_RESET
         self._on_end(self._reason or fin, self._error)
@@ -238,6 +260,9 @@ class RpcSession(asyncio.Protocol):
     def placed(self, method: bytes, head: bytes, rule: Rule) -> int:
         """The position of a request of this client's, whose method and what follows are its `head`."""
         plane = self._plane
+        services = plane.routing.services
+        if self.home[0] not in services or (rule.service is not None and rule.service not in services):
+            return self.home[1]  # of a time before a change: no key is known for it any more
         return plane.routing.find(plane.answers, method, head[:LOOK], rule, self.home, self.client)[1]
 
     def sends(self, seconds: float, rate: int) -> bool:
