@@ -63,6 +63,11 @@ def rpc(*more: str, route: str = '"s"', name: str = "l", bind: str = "127.0.0.1:
     return listener(route, name=name, bind=bind, more="\n".join((RPC, *more)))
 
 
+def hasty(text: str) -> str:
+    """A drain that asks every connection at once, where nothing else is said."""
+    return text if "[gateway]" in text else text + '[gateway]\ndrain = "1ms"\n'
+
+
 @contextlib.asynccontextmanager
 async def gateway(text: str, folder: Path = Path("/nonexistent")) -> AsyncIterator[Gateway]:
     """Run a gateway. At the end no task, socket, byte or load is left, and nothing was raised unheard."""
@@ -70,7 +75,7 @@ async def gateway(text: str, folder: Path = Path("/nonexistent")) -> AsyncIterat
     bugs: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
     with capture_logs():
-        async with Gateway(loads(text, folder)) as made:
+        async with Gateway(loads(hasty(text), folder)) as made:
             yield made
     assert made.relays.memory.held == 0
     assert not any(pool.loads.total for pool in made.pools.values())
@@ -85,7 +90,7 @@ def _has(made: Gateway, endpoints: Sequence[str]) -> bool:
 
 
 async def reload(made: Gateway, text: str, folder: Path = Path("/nonexistent")) -> None:
-    await in_time(made.reload(loads(text, folder)))
+    await in_time(made.reload(loads(hasty(text), folder)))
 
 
 def address(made: Gateway, name: str = "l") -> tuple[str, int]:
@@ -364,7 +369,7 @@ async def test_the_same_configuration_changes_nothing() -> None:
         async with gateway(text) as g, client(g) as c:
             before = dict(g.listeners), dict(g.pools), dict(g.relays.rpc), g.pools["s"].epoch
             assert await c.is_served()
-            assert not await g.reload(loads(text, Path()))
+            assert not await g.reload(loads(hasty(text), Path()))
             assert before == (g.listeners, g.pools, g.relays.rpc, g.pools["s"].epoch)
             assert await c.is_served()
             assert a.accepted == ORDINARY
@@ -822,15 +827,19 @@ async def test_what_changed_is_logged(tmp_path: Path) -> None:
 
 
 async def test_sockets_are_given() -> None:
-    """A new listener accepts on the socket that came with the configuration, whatever its bind says."""
+    """A listener accepts on the sockets that come with a configuration: a new one on these, others too."""
     async with running(1) as (a,), gateway(service(a.endpoint) + listener()) as g:
         given = socket.create_server(("127.0.0.1", 0))
-        unused = socket.create_server(("127.0.0.1", 0))
+        another = socket.create_server(("127.0.0.1", 0))
+        where = another.getsockname()
         config = loads(service(a.endpoint) + listener() + listener(name="m"), Path())
-        await g.relays.apply(config, {"m": (given,), "l": (unused,)})
+        await g.relays.apply(config, {"m": (given,), "l": (another,)})
         assert address(g, "m") == given.getsockname()
         assert await streams.ask(g, "127.0.0.1", "m") == a.endpoint
-        assert unused.fileno() == -1
+        assert await streams.ask(g, "127.0.0.1", "l") == a.endpoint
+        reader, writer = await in_time(asyncio.open_connection(*where))
+        assert (await in_time(reader.readline())).decode().strip() == a.endpoint
+        writer.close()
 
 
 async def test_sockets_of_a_configuration_that_fails_are_closed() -> None:
