@@ -57,6 +57,10 @@ class Discovery:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ask nobody any more. Idempotent."""
         await self._stop(self._watched)
 
     async def first_snapshots(self) -> None:

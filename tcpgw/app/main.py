@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tcpgw.app.supervisor import Supervisor
 from tcpgw.config import schema
 from tcpgw.errors import TcpgwError
 from tcpgw.process import inherited
+from tcpgw.process.execution import interpreter
 from tcpgw.process.handover import Handover, HandoverError, hand_over
 from tcpgw.process.limits import calm_collector
 from tcpgw.process.notify import Notifier, reloading
@@ -47,16 +47,17 @@ async def run(config: schema.Config, path: Path) -> None:
             await stack.enter_async_context(
                 controlled(path, operation.methods, replaces=bool(handover.sockets))
             )
+            stack.enter_context(handled(operation.signals))
             # A start may wait long for discovery, and whoever ends it meanwhile must not.
-            await first(end.asked.wait(), supervisor.start())
+            await first(end.asked.wait(), supervisor.start(), supervisor.failed())
             if end.asked.is_set():
                 log.info("stopped", connections_cut=0)
                 return
             _say_ready(supervisor, manager, sorted(passed))
             handover.accept(supervisor.sockets)
             await stack.enter_async_context(manager.watched())
-            with handled(operation.signals):
-                await first(end.asked.wait(), operation.succeeded.wait(), supervisor.failed())
+            operation.started.set()
+            await first(end.asked.wait(), operation.succeeded.wait(), supervisor.failed())
             await _drain(supervisor, manager, end, operation.taken)
 
 
@@ -73,7 +74,7 @@ def _say_ready(supervisor: Supervisor, manager: Notifier, passed: list[str]) -> 
     manager.tell(READY="1", STATUS=status)
 
 
-async def _drain(supervisor: Supervisor, manager: Notifier, end: Ending, taken: Iterable[str]) -> None:
+async def _drain(supervisor: Supervisor, manager: Notifier, end: Ending, taken: Collection[str]) -> None:
     gateway = supervisor.config.gateway
     if not end.asked.is_set():
         manager = Notifier()  # systemd's main process is the successor now
@@ -95,10 +96,13 @@ async def _drain(supervisor: Supervisor, manager: Notifier, end: Ending, taken: 
 class Operation:
     """What operators ask a running gateway for, by signals or commands. One change at a time.
 
+    None before `started` is set: what is asked for meanwhile waits for it.
+
     `succeeded` is set when a successor accepts, which has `taken` the sockets of these listeners.
     """
 
     def __init__(self, supervisor: Supervisor, manager: Notifier) -> None:
+        self.started = asyncio.Event()
         self.succeeded = asyncio.Event()
         self.taken: list[str] = []
         self.methods = {"status": supervisor.status, "reload": self._reload, "upgrade": self._upgrade}
@@ -124,6 +128,7 @@ class Operation:
 
     async def _reload(self) -> list[str]:
         """As `Supervisor.reload`."""
+        await self.started.wait()
         async with self._changing:
             self._manager.tell(**reloading())
             try:
@@ -133,9 +138,10 @@ class Operation:
 
     async def _upgrade(self) -> dict[str, Any]:
         """Have what is installed now take over. Raises HandoverError, with all as it was."""
+        await self.started.wait()
         async with self._changing:
             supervisor = self._supervisor
-            command = [sys.executable, "-m", "tcpgw", "run", "--config", str(supervisor.path)]
+            command = [*interpreter(), "-m", "tcpgw", "run", "--config", str(supervisor.path)]
             seconds = _START + max(service.wait for service in supervisor.config.service)
             log.info("upgrading", sockets=sorted(supervisor.sockets))
             try:

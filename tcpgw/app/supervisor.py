@@ -7,9 +7,8 @@ missed a change makes no difference, and a worker that hangs keeps no other wait
 
 import asyncio
 import os
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from socket import socket
@@ -28,6 +27,7 @@ from tcpgw.config.share import share
 from tcpgw.endpoints import Snapshot
 from tcpgw.errors import TcpgwError
 from tcpgw.observe.totals import counted, summed
+from tcpgw.process.execution import interpreter
 from tcpgw.process.handover import Sockets
 from tcpgw.process.limits import cpus, fitting, needed_files, raise_open_files
 from tcpgw.process.supervisor import Workers
@@ -36,8 +36,14 @@ from tcpgw.relay.sockets import BindError
 
 log = structlog.get_logger()
 
-# Seconds that a worker has to do what it is told, beside the time that its instances take to be connected to.
-_PATIENCE = 10.0
+# What a worker executes. rich is for tracebacks on a terminal, which nobody asks for here; structlog would
+# take 40 of the 250 ms of a start to import it.
+_WORKER = "import sys; sys.modules['rich'] = None; from tcpgw.app.worker import main; main()"
+# Seconds that a worker has to do what it is told: tables of millions of entries take some. One that hangs is
+# found by its silence, long before.
+_PATIENCE = 120.0
+# Seconds that a reload waits for additional workers; then they go on coming up without it.
+_COMING_UP = 30.0
 # Seconds after gateway.hard_stop in which a worker must have gone.
 _GRACE = 5.0
 
@@ -127,12 +133,14 @@ class Supervisor:
     def pids(self) -> list[int]:
         return [worker.pid for worker in self._workers.current]
 
-    async def drain(self, taken: Iterable[str] = ()) -> int:
+    async def drain(self, taken: Collection[str] = ()) -> int:
         """Have the workers leave, and return, when they have, how many connections were cut.
 
         `taken` are the listeners on whose sockets another supervisor accepts.
         """
         self.state = "draining"
+        if taken:  # the calls that the cloud allows are the successor's now
+            await self._discovery.close()
         outlived = {*taken, *(name for name, one in self.sockets.items() if one.outlived)}
         # First, so that the workers' are the last: they take who still waits, and then clients are refused.
         self._close_sockets()
@@ -192,12 +200,23 @@ class Supervisor:
             self._grow_sockets(config, count)
         self._set_config(config)
         await self._discovery.finish()
+        for name in changes.services.removed:
+            self._snapshots.pop(name, None)
         await self._followed()
-        for worker in await self._workers.resize(count):
-            self._dismiss(worker, self.sockets)
+        await self._resize()
         if changes.restart:
             self._background.start(self._replace_all(), "replacing the workers")
         return list(changes.lines)
+
+    async def _resize(self) -> None:
+        try:
+            async with asyncio.timeout(_COMING_UP):
+                left = await self._workers.resize(self._count)
+        except TimeoutError:
+            log.error("workers_missing", wanted=self._count, hint="they are tried again: see the log above")
+            return
+        for worker in left:
+            self._dismiss(worker, self.sockets)
 
     def _grow_sockets(self, config: schema.Config, count: int) -> None:
         for listener in config.listener:
@@ -230,7 +249,7 @@ class Supervisor:
     def _command(self, slot: int, descriptor: int) -> list[str]:
         settings = self.config.gateway.log
         arguments = (slot, descriptor, settings.format, settings.level)
-        return [sys.executable, "-m", "tcpgw.app.worker", *map(str, arguments)]
+        return [*interpreter(), "-c", _WORKER, *map(str, arguments)]
 
     async def _attend(self, worker: WorkerProcess) -> None:
         """Bring a worker up to what is in force, for as long as it lives."""
@@ -246,8 +265,7 @@ class Supervisor:
                     await worker.call("publish", *_plain_snapshot(snapshot), timeout=_PATIENCE)
                     told[service] = snapshot
             if not worker.accepting.is_set():
-                longest = max(service.connect.timeout for service in self.config.service)
-                await worker.call("accept", timeout=_PATIENCE + 2 * longest * len(self.config.service))
+                await worker.call("accept", timeout=_PATIENCE)
                 worker.accepting.set()
             self._progress.set()
             if generation == self._generation and all(

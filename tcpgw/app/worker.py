@@ -112,7 +112,9 @@ class Worker:
 
     def _drain(self, spread: float, hard: float, outlived: Sequence[str] = ()) -> None:
         """Leave: see `Relays.drain`. The answer comes at once, the end when it has come."""
-        if not self._draining and self._relays is not None:
+        if self._relays is None:  # it was to leave before it began
+            self.done.set()
+        elif not self._draining:
             self._draining = True
             self._background.start(self._leave(self._relays, spread, hard, outlived), "draining")
 
@@ -169,10 +171,10 @@ class Worker:
 
     async def _say_farewell(self) -> None:
         """End what is left, and tell what it all came to."""
+        cut = sum(map(_cut, self._report().get("listeners", {}).values()))
         if self._relays is not None:
             await self._relays.close()
-        report = self._report()
-        self._channel.tell("report", {**report, "cut": sum(map(_cut, report.get("listeners", {}).values()))})
+        self._channel.tell("report", {**self._report(), "cut": cut})
         try:
             async with asyncio.timeout(_FLUSH):
                 await self._channel.flushed()
@@ -181,10 +183,11 @@ class Worker:
 
 
 def _cut(listener: Mapping[str, Any]) -> int:
-    """How many connections of a listener its stop did not let finish."""
+    """How many connections of a listener its stop did not let finish, those that are left among them."""
     reset: int = listener["drains"].get(Cause.SHUTDOWN, {}).get("reset", 0)
     ended: int = listener["ended"].get(Reason.SHUTDOWN, 0)
-    return reset + ended
+    left: int = listener["active"]
+    return reset + ended + left
 
 
 def main() -> None:
@@ -207,7 +210,3 @@ async def _serve(sock: socket.socket) -> None:
     keep_heap()
     with ignored(signal.SIGHUP, signal.SIGUSR2):
         await Worker(sock).run()
-
-
-if __name__ == "__main__":
-    main()

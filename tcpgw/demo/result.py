@@ -4,11 +4,12 @@ import dataclasses
 from typing import NamedTuple
 
 from tcpgw.demo.rpc_clients import CLIENTS
-from tcpgw.demo.stage import INSTANCES
+from tcpgw.demo.stage import INSTANCES, WORKERS
 from tcpgw.demo.traffic import KEYS
 
-# To each endpoint: the one that service.rpc.connections says, and one for what is above service.rpc.bulk.
-_CONNECTIONS = 2
+# Each worker's to each endpoint: the one that service.rpc.connections says, and one for what is above
+# service.rpc.bulk.
+_CONNECTIONS = 2 * WORKERS
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import time
 from tcpgw.demo.instances import Instance
 from tcpgw.demo.result import Result, RpcResult
 from tcpgw.demo.rpc_clients import CLIENTS, EVERY, Load
-from tcpgw.demo.stage import INSTANCES, RELAYED, Stage, Tell
+from tcpgw.demo.stage import INSTANCES, RELAYED, WORKERS, Stage, Tell
 from tcpgw.demo.traffic import HELD, KEYS, ROUND, Traffic
 from tcpgw.errors import Code
 
@@ -116,8 +116,8 @@ def _introduce(tell: Tell) -> None:
     tell(
         f"{CLIENTS:,} rpc clients have connected to infer. Each keeps its connection and sends a request "
         f"about every {EVERY:g} s, with random bytes that must come back. The gateway chooses an "
-        "instance for each request; to each instance it has two connections for all clients, one of them "
-        "for large requests."
+        f"instance for each request; to each instance each of its {WORKERS} workers has two connections for "
+        "all clients, one of them for large requests."
     )
     tell(
         f"{KEYS} other clients connect to predict and echo every {ROUND:g} s; {HELD} of them hold a "

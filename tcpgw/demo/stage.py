@@ -16,11 +16,18 @@ Tell = Callable[[str], None]
 SERVICES: dict[Kind, str] = {"predict": "HTTP", "echo": "raw TCP", "infer": "MessagePack-RPC"}
 RELAYED: tuple[Kind, ...] = ("predict", "echo")  # connection by connection; infer request by request
 INSTANCES = 4  # of each service, at the start
+WORKERS = 2
 # The cloud's 20 a minute for an IAM user would make a demo of some minutes; its limit for an account is 2000.
 _CALLS_PER_MINUTE = 120
 _TOKEN_LIFE = 10.0  # s; the cloud's is a day
 
 _CONFIG = """\
+[gateway]
+workers = {workers}                  # default: one for each CPU
+unsupervised = "1s"          # default: 1m; nothing is to outlive a demo that was killed
+drain = "1s"                 # default: 30s
+hard_stop = "3s"             # default: 1m
+
 [cloud.modelarts]            # the demo's emulation of the cloud
 endpoint = "{url}"
 project_id = "{project}"
@@ -125,6 +132,7 @@ class Stage:
         """The gateway's, in TOML."""
         cloud = self.cloud
         return _CONFIG.format(
+            workers=WORKERS,
             url=cloud.url,
             project=cloud.project_id,
             domain=cloud.domain,

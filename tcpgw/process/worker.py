@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Self
 
 from tcpgw.process.channel import Channel
+from tcpgw.process.execution import bare
 
 Command = Callable[[int, int], Sequence[str]]
 """What to execute as the worker of a slot that finds its channel at a descriptor: `(slot, descriptor)`."""
@@ -51,7 +52,7 @@ class WorkerProcess:
 
     @classmethod
     def start(cls, slot: int, command: Command, handlers: Handlers) -> Self:
-        """Execute a fresh interpreter. Raises OSError.
+        """Execute a fresh interpreter, which sees a bare environment. Raises OSError.
 
         A fork would have the supervisor's event loop, threads and secrets in it.
         """
@@ -60,6 +61,7 @@ class WorkerProcess:
             try:
                 process = subprocess.Popen(  # noqa: S603 - the command is ours
                     command(slot, theirs.fileno()),
+                    env=bare(os.environ),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # the Ctrl-C of a terminal is the supervisor's to act on

@@ -17,9 +17,10 @@ Choose = Callable[[Address | None], Upstream]
 """A listener's route: the service for a client. A client of a Unix socket has no address."""
 
 
-# Looks without a byte after which a connection ends where no answer seems to be owed. Where one does, 10 s:
-# longer than most answers take; but there are protocols with requests that are never answered.
-_STILL, _STILL_OWED = 1, 100
+# Looks without a byte after which a connection ends. Where no answer seems to be owed, 1 s: a model that
+# sends its answer token by token pauses for less. Where one does, 10 s: longer than most answers take; but
+# there are protocols with requests that are never answered.
+_STILL, _STILL_OWED = 10, 100
 # Looks from FIN to the close. nginx lingers too: closing at once would reset a client that is just sending,
 # and with that take back what it has not read. For ever is no better: some never look at idle connections.
 _LINGER = 10
@@ -96,8 +97,8 @@ class StreamSession(Relay):
         """End when nothing seems to be under way: both sides get FIN, and what they send then is lost.
 
         Where a request ends is not known, so this is a guess, and who it is wrong about sees an answer or a
-        request cut off. If nothing waits to be written and no byte has moved for 0.1 to 0.2 s, and the
-        instance sent last or nobody ever did, the client is taken for served. After a byte of the client's
+        request cut off. If nothing waits to be written and no byte has moved for 1 s, and the instance sent
+        last or nobody ever did, the client is taken for served. After a byte of the client's
         an answer is taken for owed, and it takes 10 s without a byte. A connection of which one side has
         ended is coming to its end already, and is left to it. A busy one goes on until it pauses or is cut.
         """

@@ -93,7 +93,7 @@ def test_json_tells_of_a_run_that_kept_every_promise(tmp_path: Path) -> None:
     assert rpc["requests"] >= 2 * rpc["clients"] == 2000
     assert 0 < rpc["failed"] <= rpc["pending_on_killed"]
     assert sum(rpc["requests_per_endpoint"].values()) + rpc["failed"] == rpc["requests"]
-    assert list(rpc["connections_per_endpoint"].values()) == [2, 2, 2, 2]
+    assert list(rpc["connections_per_endpoint"].values()) == [4, 4, 4, 4]
     assert 0 < result["api_calls"] <= 120
     assert result["token_calls"] > 0
     assert _processes(tmp_path) == []
@@ -118,7 +118,7 @@ def test_serve_answers_the_lines_it_prints_until_it_is_interrupted(
         predicted, seen = (_run_printed(line) for line in printed.splitlines() if "tcpgw call" in line)
         assert predicted["input"] == {"a": "a"}
         assert {predicted["instance"], seen["instance"]} <= {f"infer-{number}" for number in range(1, 5)}
-        assert seen["connections"] == 2
+        assert seen["connections"] == 4
         _read_until(process, "requests: 1")
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=_PATIENCE)
@@ -131,7 +131,7 @@ def test_a_signal_in_the_middle_ends_everything(tmp_path: Path) -> None:
     """Interrupted under traffic, the demo leaves no process and no file, and does not claim success."""
     with _demo(tmp_path, "--seconds", "600") as process:
         _read_until(process, "clients connect")
-        assert len(_processes(tmp_path)) == 14  # itself, twelve instances, the gateway
+        assert len(_processes(tmp_path)) == 16  # itself, twelve instances, the gateway and its two workers
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=_PATIENCE)

@@ -87,7 +87,7 @@ def test_requests_that_were_saved_break_no_promise(failed: int) -> None:
     ("changes", "promise"),
     [
         (
-            {"connections_per_endpoint": {f"127.0.0.1:4001{number}": 3 for number in range(4)}},
+            {"connections_per_endpoint": {f"127.0.0.1:4001{number}": 5 for number in range(4)}},
             "1,000 clients",
         ),
         ({"connections_per_endpoint": {"127.0.0.1:40010": 2}}, "1,000 clients"),

@@ -259,7 +259,8 @@ def test_ready_is_said_once_when_clients_are_accepted(tmp_path: Path) -> None:
     assert datetime.fromisoformat(ready["ts"]).timestamp() < accepted_at + 0.5
     assert ready["listeners"] == {"l": f"127.0.0.1:{address[1]}"}
     assert ready["endpoints"] == {"silent": 0, "s": 1}
-    incidental = {"connection_closed", "max_connections_lowered"}  # the second depends on the machine
+    # How many workers there are, and whether their connections fit, depends on the machine.
+    incidental = {"connection_closed", "max_connections_lowered", "worker_ready", "worker_ended"}
     assert [line["event"] for line in log if line["event"] not in incidental] == [
         "snapshot_published", "no_first_snapshot", "ready", "draining", "stopped"
     ]  # fmt: skip
@@ -279,11 +280,9 @@ def test_a_bind_that_fails_is_one_readable_line(tmp_path: Path) -> None:
 
 def test_few_open_files_let_clients_wait_and_not_fail(tmp_path: Path) -> None:
     """Where `ulimit -n` is too low for max_connections, it is lowered and said; who is beyond it waits."""
-    with (
-        contextlib.ExitStack() as stack,
-        listening() as instance,
-        started(tmp_path, relaying([instance.getsockname()]), open_files=200) as run,
-    ):
+    with contextlib.ExitStack() as stack, listening() as instance:
+        config = relaying([instance.getsockname()]) + "[gateway]\nworkers = 1\n"
+        run = stack.enter_context(started(tmp_path, config, open_files=200))
         gateway = run.ready()
         (lowered,) = gateway.events("max_connections_lowered")
         limit = lowered["max_connections"]["l"]
@@ -344,7 +343,7 @@ def test_draining_ends_with_its_time(tmp_path: Path) -> None:
     """Quiet connections are ended within gateway.drain; one that waits for its answer is cut at
     gateway.hard_stop, and counted.
     """
-    config = '[gateway]\ndrain = "200ms"\nhard_stop = "800ms"\n'
+    config = '[gateway]\ndrain = "200ms"\nhard_stop = "3s"\n'
     with (
         listening() as instance,
         started(tmp_path, config + relaying([instance.getsockname()])) as run,
@@ -356,14 +355,13 @@ def test_draining_ends_with_its_time(tmp_path: Path) -> None:
         began = time.monotonic()
         run.signal(signal.SIGTERM)
         assert quiet.recv(1) == b""
-        assert time.monotonic() - began < 0.8
+        assert time.monotonic() - began < 2.8
         quiet.close()
         with pytest.raises(ConnectionResetError):
             busy.recv(1)
-        assert time.monotonic() - began > 0.7
+        assert time.monotonic() - began > 2.9
         log = run.end()
-    assert [line["event"] for line in log[-3:]] == ["connection_closed", "connection_closed", "stopped"]
-    assert {line["reason"] for line in log[-3:-1]} == {"drained"}
+    assert [line["reason"] for line in log if line["event"] == "connection_closed"] == ["drained", "drained"]
     assert log[-1]["connections_cut"] == 1
 
 
