@@ -5,9 +5,7 @@ Exit codes: 0 well, 1 failed while running, 2 bad usage or configuration.
 
 import asyncio
 import json
-import os
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +16,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from tcpgw import __version__
-from tcpgw.app.background import first
+from tcpgw.app import main as main_
 from tcpgw.app.balancing import make_hash, make_policy
-from tcpgw.app.gateway import Gateway
 from tcpgw.app.sources import describe, make_sources
 from tcpgw.balancing import hashing
 from tcpgw.balancing.loads import Loads
@@ -32,10 +29,9 @@ from tcpgw.discovery.source import Source
 from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
 from tcpgw.observe import logs
-from tcpgw.process import inherited
-from tcpgw.process.limits import calm_collector, fitting, keep_heap, needed_files, raise_open_files
-from tcpgw.process.notify import Notifier
-from tcpgw.process.signals import ending
+from tcpgw.operate import reload, status, upgrade
+from tcpgw.process.inherited import InheritedError
+from tcpgw.process.limits import needed_files
 
 log = structlog.get_logger()
 # markup=False: "[fd00::1]:80" is an endpoint, not a style.
@@ -76,75 +72,21 @@ def _root(
 
 @app.command()
 def run(config: ConfigFile) -> None:
-    """Run the gateway in the foreground until SIGTERM or SIGINT; a second one does not wait for draining."""
+    """Run the gateway in the foreground until SIGTERM or SIGINT; a second one does not wait for draining.
+
+    SIGHUP is `tcpgw reload`, SIGUSR2 `tcpgw upgrade`.
+    """
     loaded = _load(config)
     with logs.configured(loaded.gateway.log.format, loaded.gateway.log.level):
         try:
-            uvloop.run(_serve(loaded))
+            uvloop.run(main_.run(loaded, config))
         except TcpgwError as exc:
             log.error("stopped", error=str(exc))
             # As with a wrong configuration, another try would end the same way.
-            raise typer.Exit(2 if isinstance(exc, inherited.InheritedError) else 1) from None
+            raise typer.Exit(2 if isinstance(exc, InheritedError) else 1) from None
         except Exception:  # a bug: told where operators look, as one line like any other
             log.exception("crashed")
             raise typer.Exit(1) from None
-
-
-async def _serve(config: schema.Config) -> None:
-    config = _fitted(config, raise_open_files())
-    calm_collector()
-    keep_heap()
-    manager = Notifier.of(os.environ)
-    sockets = inherited.assign(
-        inherited.take(os.environ), {listener.name: str(listener.bind) for listener in config.listener}
-    )
-    with ending() as end:
-        async with AsyncExitStack() as stack:
-            gateway = Gateway(config, sockets)
-            # A start may wait long for discovery, and whoever ends it meanwhile must not.
-            await first(end.asked.wait(), stack.enter_async_context(gateway))
-            if end.asked.is_set():
-                log.info("stopped", connections_cut=0)
-                return
-            log.info(
-                "ready",
-                version=__version__,
-                listeners={name: listener.address for name, listener in gateway.listeners.items()},
-                endpoints={name: len(pool.members) for name, pool in gateway.pools.items()},
-                inherited=sorted(sockets),
-            )
-            await stack.enter_async_context(manager.watched())
-            manager.tell(READY="1", STATUS=f"accepting on {len(gateway.listeners)} listeners")
-            await first(end.asked.wait(), gateway.failed())
-            manager.tell(STOPPING="1", STATUS=f"draining for up to {config.gateway.drain:g} s")
-            log.info("draining", seconds=config.gateway.drain)
-            await first(end.now.wait(), gateway.drain(config.gateway.drain))
-            left = sum(len(listener.connections) for listener in gateway.listeners.values())
-    log.info("stopped", connections_cut=left)
-
-
-def _fitted(config: schema.Config, files: int) -> schema.Config:
-    """Lower `max_connections` to what the open files are enough for.
-
-    So clients beyond it wait in the kernel's queue, where otherwise they would be accepted with the last
-    descriptor and turned away for want of one to connect with.
-    """
-    total = sum(listener.max_connections for listener in config.listener)
-    share = fitting(total, files)
-    if share == 1:
-        return config
-    fitted = tuple(
-        listener.model_copy(update={"max_connections": max(1, int(listener.max_connections * share))})
-        for listener in config.listener
-    )
-    log.warning(
-        "max_connections_lowered",
-        open_files=files,
-        needed=needed_files(total),
-        max_connections={listener.name: listener.max_connections for listener in fitted},
-        hint="raise LimitNOFILE= or ulimit -n, or lower max_connections",
-    )
-    return config.model_copy(update={"listener": fitted})
 
 
 @app.command()
@@ -312,6 +254,9 @@ def demo(
 
 app.command(context_settings=CONTEXT)(call)
 app.command()(bench)
+app.command()(status)
+app.command()(reload)
+app.command()(upgrade)
 
 
 def _load(path: Path) -> schema.Config:

@@ -1,7 +1,6 @@
 """One service's endpoints as everything above sees them: the snapshot in force, and an order for each key."""
 
 import asyncio
-import functools
 from collections.abc import Callable, Iterator, Mapping
 
 from tcpgw.balancing.loads import Loads
@@ -20,12 +19,13 @@ class Pool:
         self._make_policy = make_policy
         self._state: tuple[Snapshot, Policy] | None = None
         self.epoch = 0
-        """Another number after each published change of members or weights.
+        """Another number after each published change of members or weights, and after each `rebuild`.
 
         While it is the same, `home`, `share` and `spills` stay what they are: who keeps what they said asks
         again when the number differs.
         """
         self._subscribers: dict[object, Callable[[], None]] = {}
+        self._one = asyncio.Lock()  # publish and rebuild would each build from what the other replaces
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -41,10 +41,10 @@ class Pool:
         return self._state[1].spills if self._state else False
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have `callback` called after each publish that changed members or weights, with these in force.
+        """Have `callback` called each time that `epoch` has changed, with what is new in force.
 
         Returns what ends the subscription: idempotent, also from within a callback, and final. Callbacks run
-        in the order of subscription, within `publish`; one that raises is a bug, and fails that `publish`.
+        in the order of subscription, within `publish` or `rebuild`; one that raises is a bug, and fails that.
         """
         subscription = object()
         self._subscribers[subscription] = callback
@@ -57,22 +57,37 @@ class Pool:
     async def publish(self, snapshot: Snapshot) -> None:
         """Put a snapshot in force. Its tables are built in a thread; until they stand, the last one serves.
 
-        Cancelled, it changes nothing. Called by one owner, never concurrently.
+        Cancelled, it changes nothing. Of several the last one called is in force at the end.
         """
-        changed = self.members != snapshot.members
-        old = self._state
-        if old and old[0].weights == snapshot.weights:
-            self._state = (snapshot, old[1])
-        else:
-            build = functools.partial(self._make_policy, snapshot.weights, self.loads)
-            self._state = (snapshot, await asyncio.to_thread(build))
-        # What drains at weight 0 must not lift the others' caps.
-        self.loads.retain(snapshot.weights)
-        if changed:
-            self.epoch += 1
-            for subscription, callback in list(self._subscribers.items()):
-                if subscription in self._subscribers:  # another callback may just have ended it
-                    callback()
+        async with self._one:
+            changed = self.members != snapshot.members
+            old = self._state
+            if old and old[0].weights == snapshot.weights:
+                self._state = (snapshot, old[1])
+            else:
+                self._state = (snapshot, await self._build(self._make_policy, snapshot))
+            # What drains at weight 0 must not lift the others' caps.
+            self.loads.retain(snapshot.weights)
+            if changed:
+                self._tell()
+
+    async def rebuild(self, make_policy: MakePolicy) -> None:
+        """Put another policy in force, for the snapshot there is and all that come. Else as `publish`."""
+        async with self._one:
+            if self._state:
+                snapshot = self._state[0]
+                self._state = (snapshot, await self._build(make_policy, snapshot))
+            self._make_policy = make_policy
+            self._tell()
+
+    async def _build(self, make_policy: MakePolicy, snapshot: Snapshot) -> Policy:
+        return await asyncio.to_thread(make_policy, snapshot.weights, self.loads)
+
+    def _tell(self) -> None:
+        self.epoch += 1
+        for subscription, callback in list(self._subscribers.items()):
+            if subscription in self._subscribers:  # another callback may just have ended it
+                callback()
 
     def candidates(self, position: int) -> Iterator[Endpoint]:
         """Endpoints for a key, best first, each at most once; none before the first snapshot."""

@@ -284,3 +284,72 @@ async def test_what_drains_lifts_no_cap() -> None:
     await pool.publish(snapshot(1, version=3))
     assert workshop.built == 2
     assert pool.loads.total == 0
+
+
+# ---- another policy ----
+
+
+async def test_another_policy_is_in_force_for_the_snapshot_there_is() -> None:
+    """Candidates are the new policy's, of the same snapshot, and of those that come."""
+    old, new = Workshop(), Workshop()
+    pool = make_pool(old)
+    await pool.publish(first := snapshot(1, 2))
+    await pool.rebuild(new)
+    assert (old.built, new.built) == (1, 1)
+    assert pool.snapshot is first
+    assert list(pool.candidates(0)) == [endpoint(1), endpoint(2)]
+    await pool.publish(snapshot(3, version=2))
+    assert (old.built, new.built) == (1, 2)
+
+
+async def test_another_policy_is_another_epoch() -> None:
+    """Subscribers hear of it, with the new one in force."""
+    pool = make_pool(Workshop())
+    await pool.publish(snapshot(1, 2))
+    heard: list[int] = []
+    pool.subscribe(lambda: heard.append(pool.epoch))
+    await pool.rebuild(Workshop())
+    assert heard == [2]
+
+
+async def test_before_the_first_snapshot_another_policy_waits_for_it() -> None:
+    """Nothing is built without endpoints, and then by the new one."""
+    old, new = Workshop(), Workshop()
+    pool = make_pool(old)
+    await pool.rebuild(new)
+    assert new.built == 0
+    await pool.publish(snapshot(1))
+    assert (old.built, new.built) == (0, 1)
+
+
+async def test_a_cancelled_rebuild_changes_nothing() -> None:
+    """The old policy stays, and makes what comes next."""
+    old, new = Workshop(), Workshop()
+    pool = make_pool(old)
+    await pool.publish(snapshot(1))
+    new.allowed.clear()
+    rebuilding = asyncio.create_task(pool.rebuild(new))
+    await until(new.at_work.is_set)
+    rebuilding.cancel()
+    await in_time(asyncio.wait([rebuilding]))
+    new.allowed.set()
+    await pool.publish(snapshot(2, version=2))
+    assert old.built == 2
+    assert pool.epoch == 2
+
+
+async def test_publishing_and_rebuilding_go_one_after_the_other() -> None:
+    """A snapshot that comes while a policy is built is in force at the end, by the new policy."""
+    old, new = Workshop(), Workshop()
+    pool = make_pool(old)
+    await pool.publish(snapshot(1))
+    new.allowed.clear()
+    rebuilding = asyncio.create_task(pool.rebuild(new))
+    await until(new.at_work.is_set)
+    publishing = asyncio.create_task(pool.publish(second := snapshot(2, version=2)))
+    await asyncio.sleep(0)
+    new.allowed.set()
+    await in_time(asyncio.gather(rebuilding, publishing))
+    assert pool.snapshot is second
+    assert list(pool.candidates(0)) == [endpoint(2)]
+    assert (old.built, new.built) == (1, 2)

@@ -1,7 +1,7 @@
 """Tasks that run as long as their owner, and whose death is somebody's to hear of."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 
@@ -47,9 +47,9 @@ class Background:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def first(*coroutines: Coroutine[Any, Any, object]) -> None:
+async def first(*awaitables: Awaitable[object]) -> None:
     """Wait for the first of these, raise what it raised, and cancel the others."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -1,17 +1,23 @@
 """A whole gateway in one process, for embedding and for tests."""
 
+import asyncio
 import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+import structlog
+
 from tcpgw.app.background import Background, first
 from tcpgw.app.discovery import Discovery
 from tcpgw.app.relays import Relays
 from tcpgw.config import schema
+from tcpgw.config.diff import Changes
 from tcpgw.pool import Pool
 from tcpgw.relay.listener import Listener
+
+log = structlog.get_logger()
 
 
 class Gateway:
@@ -30,9 +36,11 @@ class Gateway:
         self, config: schema.Config, sockets: Mapping[str, socket.socket] = MappingProxyType({})
     ) -> None:
         self._background = Background()
-        self.relays = Relays(config, sockets, self._background)
+        given = {name: (sock,) for name, sock in sockets.items()}
+        self.relays = Relays(config, given, self._background, outlived=given)
         self._discovery = Discovery(config, self.relays.publish, self._background)
         self._stack = AsyncExitStack()
+        self._one_reload = asyncio.Lock()
 
     @property
     def listeners(self) -> dict[str, Listener]:
@@ -62,10 +70,34 @@ class Gateway:
         await self._discovery.first_snapshots()
         await self.relays.start()
 
+    async def reload(self, config: schema.Config) -> Changes:
+        """Take another configuration and disturb nothing that stays: see `Relays.apply`, which it returns.
+
+        New services have their first snapshot, or have waited for it, before a listener leads to them. Raises
+        BindError or CredentialError with the configuration in force unchanged. What `Changes.restart` names
+        is not taken. One after another, where called again meanwhile.
+        """
+        async with self._one_reload:
+            self._discovery.begin(config)
+            try:
+                await self._discovery.first_snapshots()
+                changes = await self.relays.apply(config)
+            except BaseException:
+                await self._discovery.abandon()
+                self.relays.forget_early()
+                raise
+            await self._discovery.finish()
+        log.info("reloaded", changes=list(changes.lines), needs_restart=list(changes.restart))
+        return changes
+
     async def failed(self) -> None:
         """Return never, or raise what a background task died of: a bug, since errors are handled there."""
         await self._background.failed()
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse new clients and let the connections finish, for at most `seconds`."""
-        await self.relays.drain(seconds)
+    async def drain(self, spread: float = 0.0, hard: float | None = None) -> None:
+        """Refuse new clients, let the connections end, and return when all have.
+
+        Each is asked to end, when nothing would be lost, at a moment of its own within `spread` seconds; who
+        is left is reset after `hard` seconds (None: never). Asked again, the earlier times count.
+        """
+        await self.relays.drain(spread, hard)

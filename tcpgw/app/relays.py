@@ -3,235 +3,367 @@
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Literal, Self
+from types import MappingProxyType, TracebackType
+from typing import Self
 
+from tcpgw.address import Address
+from tcpgw.app import figures
 from tcpgw.app.background import Background
-from tcpgw.app.balancing import make_hash, make_key, make_policy
-from tcpgw.balancing import hashing
+from tcpgw.app.balancing import make_policy
+from tcpgw.app.channels import Channels, Key
+from tcpgw.app.figures import Figures
+from tcpgw.app.places import Places
+from tcpgw.app.planes import Planes, dismiss, reached, services_of
 from tcpgw.balancing.loads import Loads
-from tcpgw.balancing.split import Split
 from tcpgw.config import schema
-from tcpgw.config.codec import Frame
-from tcpgw.config.listener import Method
+from tcpgw.config.diff import Changes, diff
 from tcpgw.endpoints import Snapshot
 from tcpgw.pool import Pool
-from tcpgw.relay.framed import FramedPlane
+from tcpgw.relay.draining import Cause
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.rpc.memory import Memory
-from tcpgw.relay.rpc.plane import RpcPlane
-from tcpgw.relay.rpc.routing import Routing, Rule, Rules
-from tcpgw.relay.rpc.service import Protocol, RpcService
+from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.session import Plane
-from tcpgw.relay.sockets import adopt_socket, bind_socket
-from tcpgw.relay.stream_plane import Choose, StreamPlane
-from tcpgw.relay.upstream import Upstream
-from tcpgw.wire.codec import Codec
-from tcpgw.wire.field import Field
-from tcpgw.wire.frames import PRESETS, FrameSplitter, LengthField, Splitter
-from tcpgw.wire.msgpack_rpc import MsgpackRpc
-from tcpgw.wire.msgpack_scan import MsgpackSplitter
-from tcpgw.wire.thrift import Thrift
+from tcpgw.relay.sockets import adopt_socket, bind_socket, listen
+
+Sockets = Mapping[str, Sequence[socket.socket]]
+"""Open ones by listener, which are listened on in place of its `bind`."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a new listener accepts on. `heir_of`: the one whose place and sockets it takes."""
+
+    sockets: Sequence[socket.socket]
+    outlived: bool
+    heir_of: Listener | None = None
+
+
+@dataclass(frozen=True)
+class _Next:
+    """All that an `apply` needs, ready and not in force."""
+
+    config: schema.Config
+    changes: Changes
+    opened: Mapping[str, _Opened]
+    pools: dict[str, Pool]
+    rpc: dict[Key, RpcService]
 
 
 class Relays:
     """Binds every listener on entry, accepts from `start` on, and ends every connection at the exit.
 
-    Raises BindError on entry, with nothing left open. `sockets` are as of `Gateway`.
+    Raises BindError on entry, with nothing left open. `sockets` are open already, and closed here. `outlived`
+    are the listeners whose sockets somebody else keeps open for good: who waits there is not this gateway's
+    to serve when it ends.
+
+    `draining` are listeners that a change of the configuration has ended, until their last connection has.
     """
 
     def __init__(
-        self, config: schema.Config, sockets: Mapping[str, socket.socket], background: Background
+        self,
+        config: schema.Config,
+        sockets: Sockets,
+        background: Background,
+        *,
+        outlived: Container[str] = (),
     ) -> None:
         self.listeners: dict[str, Listener] = {}
+        self.draining: list[Listener] = []
         self.pools = {service.name: _make_pool(service) for service in config.service}
-        self.rpc: dict[tuple[str, str], RpcService] = {}
         self.memory = Memory(config.gateway.rpc_memory)
         self._config = config
         self._sockets = sockets
-        self._services = {service.name: service for service in config.service}
         self._background = background
-        self._stack = AsyncExitStack()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._balances = {service.name: service.balance for service in config.service}  # as built
+        self._channels = Channels(self.memory, background)
+        self.places = Places(background, lambda: (*self.listeners.values(), *self.draining))
+        self._outlived = outlived
+        self._planes: dict[Listener, Plane] = {}
+        self._past: dict[str, Figures] = {}  # of listeners that are closed, by name
+        self._early: dict[str, Snapshot] = {}  # of services that are not in the configuration
+        self._coming: dict[str, Pool] = {}  # of those that an `apply` is about to put there
+        self._connecting: set[RpcService] = set()  # likewise: no plane leads to them yet
+        self._one = asyncio.Lock()  # of start and apply
+        self._started = False
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def rpc(self) -> dict[Key, RpcService]:
+        return self._channels.by_key
 
     async def __aenter__(self) -> Self:
         try:
-            for sock in self._sockets.values():
-                self._stack.callback(sock.close)
-            self._stack.push_async_callback(self._end_tasks)
-            for settings in self._config.listener:
-                self._add_listener(settings)
+            opened = self._open(self._config.listener, self._sockets, {})
+            self._channels.by_key = self._channels.wanted(self._config, self.pools)
+            self._add(self._config, opened)
         except BaseException:
-            await self._stack.aclose()
+            await self.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything now. Idempotent."""
+        self._stopping = True
+        for task in list(self._tasks):
+            await self._background.stop(task)
+        for listener in (*self.listeners.values(), *self.draining):
+            await listener.close()
+        await self._channels.close()
+        await self.places.close()
+        for given in self._sockets.values():
+            _close_all(given)
 
     async def publish(self, snapshot: Snapshot) -> None:
-        """As `Pool.publish`, of the service that the snapshot is of."""
-        await self.pools[snapshot.service].publish(snapshot)
+        """As `Pool.publish`, of the service that the snapshot is of.
+
+        Where the configuration has no such service, it is kept for when it has.
+        """
+        name = snapshot.service
+        pool = self.pools.get(name) or self._coming.get(name)
+        if name not in self.pools:
+            self._early[name] = snapshot
+        if pool is not None:
+            await pool.publish(snapshot)
+
+    def forget_early(self) -> None:
+        """Forget snapshots of services that are not in the configuration: it was given up that they come."""
+        self._early.clear()
 
     async def start(self) -> None:
         """Connect to the instances of rpc services, as far as they let us, then accept."""
-        for rpc in self.rpc.values():
-            self._tasks.append(self._background.start(rpc.run(), f"channels of {rpc.name}"))
-        for rpc in self.rpc.values():
-            with suppress(TimeoutError):  # then it goes on trying while clients come
-                async with asyncio.timeout(2 * rpc.connect_timeout):
-                    await rpc.connected()
-        for listener in self.listeners.values():
-            listener.start()
+        async with self._one:
+            await self._channels.run(self.rpc.values())
+            self.places.follow(self._config, self.pools)
+            for listener in self.listeners.values():
+                listener.start()
+            self._started = True
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse new clients and let the connections finish, for at most `seconds`."""
-        for listener in self.listeners.values():
-            listener.drain()
+    async def drain(
+        self, spread: float = 0.0, hard: float | None = None, *, outlived: Container[str] | None = None
+    ) -> None:
+        """As `Gateway.drain`. `outlived`: whose queues somebody else serves, if not as before."""
+        self._stopping = True
+        for name, listener in self.listeners.items():
+            listener.stop_accepting(outlived=None if outlived is None else name in outlived)
+        for listener in (*self.listeners.values(), *self.draining):
+            listener.drain(spread, hard)
+        for listener in (*self.listeners.values(), *self.draining):
+            await listener.drained()
+
+    def status(self) -> Figures:
+        """All figures, as plain values: `listeners` and `services`, by name.
+
+        Totals are of all listeners that ever had the name, so they never go down.
+        """
+        now = [{listener.name: listener.status()} for listener in (*self.listeners.values(), *self.draining)]
+        services = {name: figures.of_pool(pool) for name, pool in self.pools.items()}
+        for name, service in services.items():
+            service["endpoints"] = figures.summed(service["endpoints"], self.places.status(self.pools[name]))
+            if rpc := self._channels.status(name):
+                service["rpc"] = rpc
+        return {"listeners": figures.summed(self._past, *now), "services": services}
+
+    # ---- another configuration ----
+
+    async def apply(self, config: schema.Config, sockets: Sockets = MappingProxyType({})) -> Changes:
+        """Take another configuration, and disturb nothing that stays. Returns what differed.
+
+        Raises BindError where a listener cannot be opened: then, and when cancelled, the configuration in
+        force stays, but that the policies of some services may be the new ones already.
+
+        Connections stay. On rpc listeners their next requests go by what is new; others keep the settings and
+        the instance that they have. Listeners that go are drained, for as long as that takes.
+
+        `sockets` are for listeners that are new here, or more of them for others, and are closed here
+        whatever comes. Applied one after another; an equal configuration changes nothing.
+        """
+        async with self._one:
+            try:
+                new = await self._prepare(config, sockets)
+            except BaseException:
+                for given in sockets.values():
+                    _close_all(given)
+                raise
+            self._act(new)
+            for name in sockets.keys() - new.opened.keys():
+                self.listeners[name].add_sockets(sockets[name])
+            return new.changes
+
+    async def _prepare(self, config: schema.Config, sockets: Sockets) -> _Next:
+        changes = diff(self._config, config)
+        pools = {
+            service.name: self.pools.get(service.name) or _make_pool(service) for service in config.service
+        }
+        async with AsyncExitStack() as undo:
+            opened = self._open_changed(config, changes, sockets)
+            undo.callback(_close_all, [sock for one in opened.values() for sock in one.sockets])
+            self._coming = {name: pools[name] for name in pools.keys() - self.pools.keys()}
+            undo.callback(self._coming.clear)
+            for name in self._coming.keys() & self._early.keys():
+                await pools[name].publish(self._early[name])
+            rpc = self._channels.wanted(config, pools)
+            undo.callback(self._release)
+            undo.callback(self._connecting.clear)
+            self._connecting |= set(rpc.values())
+            if self._started:
+                await self._channels.run(rpc.values())
+            await self._rebuild(config)
+            undo.pop_all()
+        return _Next(config, changes, opened, pools, rpc)
+
+    async def _rebuild(self, config: schema.Config) -> None:
+        """Build the policies that are others than those built last, be that by an `apply` that failed."""
+        for service in config.service:
+            built = self._balances.get(service.name)
+            if built is not None and _policy_of(built) != _policy_of(service.balance):
+                await self.pools[service.name].rebuild(partial(make_policy, service.balance))
+                self._balances[service.name] = service.balance
+
+    def _act(self, new: _Next) -> None:
+        """Put it in force, all in one turn of the loop."""
+        config, changes = new.config, new.changes
+        touched = self._touched(new)
+        self.memory.resize(config.gateway.rpc_memory)
+        self._config, self.pools, self._channels.by_key = config, new.pools, new.rpc
+        self._balances = {service.name: service.balance for service in config.service}
+        self._coming = {}
+        self._connecting.clear()
+        self._early = {name: one for name, one in self._early.items() if name not in self.pools}
+        followed = {one.heir_of for one in new.opened.values()}
+        for name in (*changes.listeners.removed, *changes.listeners.replaced):
+            listener = self.listeners.pop(name)
+            listener.outlived |= listener in followed
+            self._retire(listener)
+        planes = self._make_planes(config)
+        for settings in config.listener:
+            if settings.name in self.listeners:
+                self._change(settings, planes if settings.name in touched else None)
+        for listener in self._add(config, new.opened):
+            if self._started and not self._stopping:
+                listener.start()
+        self.listeners = {one.name: self.listeners[one.name] for one in config.listener}
+        if self._started:
+            self.places.follow(config, self.pools)
+        self._release()
+
+    def _touched(self, new: _Next) -> set[str]:
+        """The listeners whose planes are to be others: by their own settings, or by what they lead to."""
+        services = {*new.changes.services.changed}
+        services |= {name for name, pool in new.pools.items() if self.pools.get(name) is not pool}
+        services |= {key[0] for key, service in new.rpc.items() if self.rpc.get(key) is not service}
+        return {
+            listener.name
+            for listener in new.config.listener
+            if listener.name in new.changes.listeners.changed or reached(listener) & services
+        }
+
+    # ---- listeners ----
+
+    def _open_changed(self, config: schema.Config, changes: Changes, sockets: Sockets) -> dict[str, _Opened]:
+        """Open what new listeners accept on. One that takes an ended one's place takes its socket over."""
+        added, replaced = changes.listeners.added, changes.listeners.replaced
+        binds = {one.name: one.bind for one in self._config.listener}
+        left = {binds[name]: self.listeners[name] for name in changes.listeners.removed}
+        new = [one for one in config.listener if one.name in {*added, *replaced}]
+        ended = {one.name: left[one.bind] for one in new if one.bind in left and not one.bind.is_any}
+        ended |= {name: self.listeners[name] for name in replaced}
+        return self._open(new, sockets, ended)
+
+    def _open(
+        self, wanted: Iterable[schema.Listener], given: Sockets, ended: Mapping[str, Listener]
+    ) -> dict[str, _Opened]:
+        """Open a socket for each, or none. `ended`: by name, listeners whose place these take."""
+        opened: dict[str, _Opened] = {}
         try:
-            async with asyncio.timeout(seconds):
-                for listener in self.listeners.values():
-                    await listener.drained()
-        except TimeoutError:
-            pass
+            for settings in wanted:
+                one = opened[settings.name] = self._open_one(settings, given, ended.get(settings.name))
+                if self._started:  # to bind is not enough: two may, and then one of them listens
+                    for sock in one.sockets:
+                        listen(sock, str(Address.of_socket(sock)))
+        except BaseException:
+            _close_all(sock for one in opened.values() for sock in one.sockets)
+            raise
+        return opened
 
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            await self._background.stop(task)
+    def _open_one(self, settings: schema.Listener, given: Sockets, ended: Listener | None) -> _Opened:
+        if settings.name in given:
+            sockets = [adopt_socket(sock, settings.keepalive) for sock in given[settings.name]]
+            return _Opened(sockets, outlived=settings.name in self._outlived)
+        if ended is not None:
+            sockets = [adopt_socket(sock, settings.keepalive) for sock in ended.duplicate()]
+            return _Opened(sockets, ended.outlived, ended)
+        return _Opened([bind_socket(settings.bind, settings.keepalive)], outlived=False)
 
-    def _add_listener(self, settings: schema.Listener) -> None:
-        given = self._sockets.get(settings.name)
-        listener = self.listeners[settings.name] = Listener(
-            settings,
-            adopt_socket(given, settings.keepalive)
-            if given
-            else bind_socket(settings.bind, settings.keepalive),
-            self._make_plane(settings),
-            log_connections=self._config.gateway.log.connections,
-            outlived=given is not None,
-        )
-        self._stack.push_async_callback(listener.close)
+    def _make_planes(self, config: schema.Config) -> Planes:
+        return Planes(config, self.pools, self.rpc, self.memory, self.places.outcomes)
 
-    def _make_plane(self, settings: schema.Listener) -> Plane:
-        if settings.by_request:
-            return self._make_rpc_plane(settings)
-        if settings.mode == "tcp":
-            return StreamPlane(settings, self._route(settings))
-        in_order = settings.codec.name == "fifo"
-        return FramedPlane(settings, self._route(settings), _make_splitter(settings), in_order=in_order)
-
-    def _make_rpc_plane(self, settings: schema.Listener) -> RpcPlane:
-        codec = settings.codec.name
-        bare = MsgpackRpc(framed=False) if codec != "thrift-framed" else None
-        weights = {route.service: route.weight for route in settings.route if route.weight}
-        rules = self._make_rules(settings)
-        named = {rule.service for rule in rules.all if rule.service is not None}
-        routed = {name: self._rpc_service(name, settings) for name in weights}
-        keys = {
-            service: make_key(self._services[service.name].balance.key, settings.name, hashing.SEED)
-            for service in {*routed.values(), *named}
-        }
-        for service in keys:
-            service.expect(rules.all, own_deadlines=settings.deadline is not None)
-        first = next(iter(routed.values()))
-        split = Split(weights)
-        # Where there is nothing to split, no request is searched for a key of it.
-        split_by = self._services[first.name].balance.key if len(routed) > 1 else "source_ip"
-        routing = Routing(
-            rules,
-            (lambda position: routed[split.choose(position)]) if len(routed) > 1 else (lambda _: first),
-            make_key(split_by, settings.name, hashing.SPLIT_SEED),
-            keys,
-            deadline=Field(settings.deadline) if settings.deadline else None,
-        )
-        return RpcPlane(
-            settings,
-            routing,
-            self.memory,
-            _client_codec(codec),
-            bare,
-            rewrites=codec == "msgpack-rpc-stream",
-            bulk=first.settings.bulk,
-        )
-
-    def _make_rules(self, settings: schema.Listener) -> Rules:
-        def rule(name: str, method: Method | Literal["deny"]) -> Rule:
-            if method == "deny":
-                return Rule(name, timeout=settings.request_timeout, denied=True)
-            return Rule(
-                name,
-                timeout=method.timeout or settings.request_timeout,
-                service=self._rpc_service(method.service, settings) if method.service else None,
-                idempotent=method.idempotent,
-                hedge=method.hedge,
-                priority=_PRIORITIES[method.priority],
-                limit=method.max_inflight,
+    def _add(self, config: schema.Config, opened: Mapping[str, _Opened]) -> list[Listener]:
+        planes = self._make_planes(config)
+        added = []
+        for settings in config.listener:
+            if settings.name not in opened:
+                continue
+            plane = planes.make(settings)
+            listener = self.listeners[settings.name] = Listener(
+                settings,
+                opened[settings.name].sockets,
+                plane,
+                log_connections=config.gateway.log.connections,
+                outlived=opened[settings.name].outlived,
             )
+            self._planes[listener] = plane
+            added.append(listener)
+        return added
 
-        default = Rule("", timeout=settings.request_timeout)
-        return Rules(default, {name: rule(name, method) for name, method in settings.methods.items()})
+    def _change(self, settings: schema.Listener, planes: Planes | None) -> None:
+        """`planes` where its plane is to be another."""
+        listener = self.listeners[settings.name]
+        if planes is not None:
+            self._planes[listener] = planes.changed(settings, self._planes[listener])
+        log_connections = self._config.gateway.log.connections
+        listener.change(settings, self._planes[listener], log_connections=log_connections)
 
-    def _rpc_service(self, name: str, listener: schema.Listener) -> RpcService:
-        """One for each service and codec, so that listeners share its connections."""
-        codec = listener.codec.name
-        if (name, codec) not in self.rpc:
-            settings = self._services[name]
-            longest = max(one.max_frame for one in self._config.listener if one.by_request)
-            instance = MsgpackRpc(framed=False) if codec == "msgpack-rpc-stream" else _client_codec(codec)
-            self.rpc[name, codec] = RpcService(
-                self.pools[name],
-                Protocol(_client_codec(codec), instance, codec != "msgpack-rpc-stream", longest),
-                settings.rpc,
-                self.memory,
-                connect_timeout=settings.connect.timeout,
-                tries=settings.connect.candidates,
-                observes=settings.balance.policy == "peak_ewma",
-            )
-        return self.rpc[name, codec]
+    def _retire(self, listener: Listener) -> None:
+        """Drain a listener in the background, and close it then."""
+        gateway = self._config.gateway
+        listener.drain(gateway.drain, gateway.hard_stop, cause=Cause.LISTENER_REMOVED)
+        self.draining.append(listener)
+        task = self._background.start(self._end(listener), f"end of listener {listener.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _route(self, listener: schema.Listener) -> Choose:
-        services = self._services
-        weights = {route.service: route.weight for route in listener.route if route.weight}
-        upstreams = {
-            name: Upstream(
-                self.pools[name],
-                make_hash(services[name].balance.key, listener.name, hashing.SEED),
-                timeout=services[name].connect.timeout,
-                tries=services[name].connect.candidates,
-                send_proxy=services[name].send_proxy,
-            )
-            for name in weights
-        }
-        first = next(iter(upstreams))
-        if len(upstreams) == 1:
-            return lambda _: upstreams[first]
-        split = Split(weights)
-        hash_ = make_hash(services[first].balance.key, listener.name, hashing.SPLIT_SEED)
-        return lambda client: upstreams[split.choose(hash_(client))]
+    async def _end(self, listener: Listener) -> None:
+        await listener.drained()
+        await listener.close()
+        self.draining.remove(listener)
+        self._past = figures.summed(self._past, {listener.name: listener.status()})
+        dismiss(self._planes.pop(listener))
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of connections to instances that no listener needs."""
+        self._channels.release(services_of(self._planes.values()) | self._connecting)
 
 
-# ---- the concrete classes behind the configuration's words ----
-
-_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
-
-
-def _client_codec(codec: str) -> Codec:
-    """What reads and makes a client's frames; a MessagePack-RPC client may also speak without lengths."""
-    return Thrift() if codec == "thrift-framed" else MsgpackRpc(framed=True)
+def _close_all(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
-def _make_splitter(listener: schema.Listener) -> Callable[[], Splitter]:
-    """What finds the ends of an opaque or fifo listener's frames, one for each direction of a connection."""
-    frame = listener.codec.frame
-    if frame == "msgpack":
-        return partial(MsgpackSplitter, listener.max_frame)
-    field = LengthField(**frame.model_dump()) if isinstance(frame, Frame) else PRESETS[frame or "u32be"]
-    return partial(FrameSplitter, field, listener.max_frame)
+def _policy_of(balance: schema.Balance) -> object:
+    """What a policy is made from: without the key, which listeners hash."""
+    return balance.model_dump(exclude={"key"})
 
 
 def _make_pool(service: schema.Service) -> Pool:

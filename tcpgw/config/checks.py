@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tcpgw.config.values import written_size
 
 if TYPE_CHECKING:
-    from tcpgw.config.schema import Config, Listener, ModelArtsCloud, Service
+    from tcpgw.config.schema import Config, Gateway, Listener, ModelArtsCloud, Service
 
 Place = tuple[str | int, ...]
 """Keys and indices from the configuration's root: `("listener", 0, "bind")`."""
@@ -21,6 +21,7 @@ def between_tables(config: "Config") -> Iterator[tuple[Place, str]]:
     yield from _repeated("listener", (listener.name for listener in config.listener))
     yield from _shared_binds(config.listener)
     yield from _shared_users(config.cloud)
+    yield from _stop(config.gateway)
     for index, service in enumerate(config.service):
         cloud = getattr(service.discovery, "cloud", None)
         if cloud is not None and cloud not in config.cloud:
@@ -47,8 +48,7 @@ def _repeated(table: str, names: Iterable[str]) -> Iterator[tuple[Place, str]]:
 def _shared_binds(listeners: Iterable["Listener"]) -> Iterator[tuple[Place, str]]:
     first: dict[str, int] = {}
     for index, listener in enumerate(listeners):
-        chosen_by_kernel = not listener.bind.path and listener.bind.port == 0
-        if not chosen_by_kernel and first.setdefault(str(listener.bind), index) != index:
+        if not listener.bind.is_any and first.setdefault(str(listener.bind), index) != index:
             yield (
                 ("listener", index, "bind"),
                 f"listener[{first[str(listener.bind)]}] binds {listener.bind} already",
@@ -71,6 +71,13 @@ def _shared_users(clouds: Mapping[str, "ModelArtsCloud"]) -> Iterator[tuple[Plac
                 f"services name cloud = {first[user]!r}, or give this table a user of its own"
             )
             yield ("cloud", name, "auth", key), message
+
+
+def _stop(gateway: "Gateway") -> Iterator[tuple[Place, str]]:
+    if gateway.hard_stop < gateway.drain:
+        drain = f"gateway.drain, {gateway.drain:g} s"
+        message = f"must be at least {drain}, or connections are cut before they are asked to end"
+        yield ("gateway", "hard_stop"), message
 
 
 def _route(listener: "Listener", place: Place, keys: Mapping[str, str]) -> Iterator[tuple[Place, str]]:

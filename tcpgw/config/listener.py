@@ -128,6 +128,12 @@ class Listener(Table):
         default=3600.0,
         description="Seconds without a byte either way until the connection is closed (Envoy: 1 h).",
     )
+    max_age: Duration | None = Field(
+        default=None,
+        description="Seconds, give or take a tenth, after which a connection is ended at a quiet moment, or "
+        "reset 30 s later: so that clients which never reconnect spread over instances that were added. "
+        "Without it none is.",
+    )
     fin_timeout: Duration = Field(
         default=30.0, description="Seconds of silence that one direction may stay open after the other ended."
     )

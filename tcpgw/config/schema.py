@@ -110,7 +110,13 @@ class Gateway(Table):
         "Without it systemd's $STATE_DIRECTORY, and without that none is kept.",
     )
     drain: Duration = Field(
-        default=30.0, description="Seconds that SIGTERM leaves connections to finish (HAProxy, Pingora: 30)."
+        default=30.0,
+        description="Seconds over which SIGTERM spreads the ends of connections, each at a quiet moment, so "
+        "that their clients do not all connect elsewhere at once (HAProxy, Pingora: 30).",
+    )
+    hard_stop: Duration = Field(
+        default=60.0,
+        description="Seconds after SIGTERM at which connections that are left are reset. At least drain.",
     )
     rpc_memory: Size = Field(
         default=256 << 20,

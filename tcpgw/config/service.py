@@ -69,6 +69,15 @@ class Balance(Table):
         "requests, is passed over. At least 1, or 0 for off. HAProxy advises 1.25 to 2.",
     )
 
+    rebalance: StrictFloat = Field(
+        default=0.0,
+        ge=0,
+        le=100_000,
+        description="For maglev and ring: idle connections that may be closed in a second, at a quiet "
+        "moment, when an endpoint was added that is now home to their keys. 0: none; they stay while their "
+        "clients keep them.",
+    )
+
     @field_validator("table_size")
     @classmethod
     def _suits_maglev(cls, size: int, info: ValidationInfo) -> int:
@@ -84,6 +93,15 @@ class Balance(Table):
         if load != 0 and not 1 <= load <= 1000:
             raise ValueError("must be 0 (off) or from 1 to 1000")
         return load
+
+    @field_validator("rebalance")
+    @classmethod
+    def _has_homes(cls, rate: float, info: ValidationInfo) -> float:
+        if info.data.get("policy", "maglev") not in {"maglev", "ring"}:
+            raise ValueError(
+                f"take it out: policy {info.data['policy']} has no endpoint for a key to return to"
+            )
+        return rate
 
     @property
     def by_request(self) -> bool:

@@ -141,6 +141,11 @@ class Bind:
     port: int = 0
     path: str = ""
 
+    @property
+    def is_any(self) -> bool:
+        """Whether the kernel chooses: two such are two places."""
+        return not self.path and not self.port
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `0.0.0.0:9000`, `[::]:9000` or `unix:/run/x.sock`. Raises ValueError for the operator."""

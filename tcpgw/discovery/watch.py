@@ -30,6 +30,9 @@ class Watcher:
     only if the first answer is no good (the source failed, or its answer is suspect: see suspect.py).
     Versions go on from the stored one and grow with each change of endpoints or weights.
 
+    A watcher that follows another one is told that one's `version`, to go on from, and `in_force`, its
+    snapshot, where that is from the same source: answers are judged by it.
+
     `publish` is awaited before the next question, so calls never overlap; what it raises ends `run`.
     `ready` is set once something was published; `last_error` is the text of the last failure, None while the
     source answers.
@@ -43,6 +46,8 @@ class Watcher:
         *,
         store: Store | None,
         wall: Callable[[], float] = time.time,
+        version: int = 0,
+        in_force: Snapshot | None = None,
     ) -> None:
         self.ready = asyncio.Event()
         self.last_error: str | None = None
@@ -52,7 +57,8 @@ class Watcher:
         self._store = store
         self._wall = wall
         self._log = log.bind(service=service)
-        self._in_force: Snapshot | None = None
+        self._in_force = in_force
+        self._version = version
         self._held: Suspicion | None = None
         self._saved_at = 0.0
         self._complaint: str | None = None
@@ -72,8 +78,18 @@ class Watcher:
         finally:
             await self._source.close()
 
+    @property
+    def in_force(self) -> Snapshot | None:
+        """The last that was accepted, or the stored one."""
+        return self._in_force
+
+    @property
+    def version(self) -> int:
+        """The last that was given to a snapshot, 0 before the first."""
+        return max(self._in_force.version if self._in_force else 0, self._version)
+
     async def _load(self) -> None:
-        if self._store is None:
+        if self._store is None or self._version:  # what a predecessor stored is known, or from elsewhere
             return
         self._in_force = await asyncio.to_thread(self._store.load, self._service)
         if self._in_force is not None:
@@ -97,8 +113,7 @@ class Watcher:
 
     def _compared(self, members: Sequence[Member]) -> Snapshot:
         """The answer as a snapshot: with the version in force if it says the same, else with the next."""
-        in_force = self._in_force
-        version = in_force.version if in_force else 0
+        in_force, version = self._in_force, self.version
         answer = Snapshot.of(self._service, members, taken_at=self._wall(), version=version)
         unchanged = in_force is not None and in_force.members == answer.members
         return answer if unchanged else replace(answer, version=version + 1)

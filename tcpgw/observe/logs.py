@@ -2,17 +2,19 @@
 
 A line is formatted where it is logged and put into a bounded queue; one thread writes what has gathered with
 one call. When the reader of the log stalls (a full pipe, a paused terminal, a slow journal) the queue fills,
-and lines are dropped and counted instead of traffic delayed.
+and lines are dropped and counted instead of traffic delayed. Processes that share the descriptor take turns.
 
 stderr, because stdout belongs to what a command prints (`tcpgw endpoints --json | jq`).
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import re
 import select
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,10 +36,14 @@ Render = Callable[[Any, str, EventDict], str]  # a structlog processor
 # that bridges a stall of more than a second.
 MAX_LINES = 10_000
 # Seconds that a line may wait for others to share its write call. For each batch the thread asks for the
-# interpreter three times, each time for up to 5 ms of a busy loop, and meanwhile every system call of the
+# interpreter five times, each time for up to 5 ms of a busy loop, and meanwhile every system call of the
 # loop costs a futex more: with 10 ms here, 8 % of a short connection. A person does not notice 100 ms.
 _GATHER = 0.1
 _FLUSH_TIMEOUT = 2.0  # seconds at exit for a reader that stalls; process supervisors wait longer than this
+# Seconds that a batch waits for its turn, and between two looks whether it is there. Who writes for longer is
+# stopped, or its reader stalls; two waits, the last batch's and that before it, are still within a flush.
+# Each look asks for the interpreter once more, so not too often.
+_TURN, _LOOK = 0.5, 0.01
 
 
 @contextlib.contextmanager
@@ -45,10 +51,12 @@ def configured(
     format: Format = "auto",  # noqa: A002  # the setting's name
     level: Level = "info",
     fd: int = 2,
+    worker: int | None = None,
 ) -> Iterator[None]:
     """Send structlog's and the standard library's logs to `fd`; put both back as they were at the end.
 
-    "auto" is "console" on a terminal and "json" elsewhere. The end waits at most two seconds for what is
+    "auto" is "console" on a terminal and "json" elsewhere. `worker` stands in every line, right after its
+    event: which of the processes with one log it came from. The end waits at most two seconds for what is
     still unwritten. The writing thread does not survive a fork: configure in the child. A process that is
     killed loses the last 100 ms. Raises ConfigError where `fd` is not open.
 
@@ -56,6 +64,8 @@ def configured(
     first `fd` for ever. Who logs per connection binds a logger once and so saves the same microsecond.
     """
     render = _renderer(format, fd)
+    if worker is not None:
+        render = _of_worker(worker, render)
     number = logging.getLevelNamesMapping()[level.upper()]
 
     def report(count: int) -> str:
@@ -88,6 +98,7 @@ class LineWriter:
             )
             raise ConfigError([Fault("", hint)]) from error
         self._report = report
+        self._mixes = _mixes(self._fd)
         # Not Queue: SimpleQueue.put cannot deadlock when a finaliser logs in the middle of another put.
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._dropped = 0  # ever; several threads add to it, and a count lost between them would harm nobody
@@ -138,11 +149,40 @@ class LineWriter:
         """Write the lines; return how many were not: nobody reads them any more, or the disk is full."""
         rest = memoryview("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
         try:
-            while rest:
-                rest = rest[self._write_some(rest) :]
+            with self._turn():
+                while rest:
+                    rest = rest[self._write_some(rest) :]
         except OSError:
             return bytes(rest).count(b"\n")
         return 0
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep the batches of several processes apart, or where that fails let them mix: lines cut in two are
+        better than none. The kernel takes the lock back from who dies.
+        """
+        if not (self._mixes and self._locked()):
+            yield
+            return
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+    def _locked(self) -> bool:
+        # Looks again and again: a wait in the kernel has no end where the owner of the lock was stopped.
+        until = time.monotonic() + _TURN
+        while time.monotonic() < until:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOOK)
+            except OSError:  # a descriptor or a kernel without locks
+                return False
+            else:
+                return True
+        return False
 
     def _write_some(self, data: memoryview) -> int:
         try:
@@ -153,6 +193,15 @@ class LineWriter:
             poll.register(self._fd, select.POLLOUT)
             poll.poll()
             return 0
+
+
+def _mixes(fd: int) -> bool:
+    """Whether a long write can have another process's in its midst, as in pipes beyond PIPE_BUF.
+
+    Files and terminals take a write as one; and a lock of /dev/null would be the whole machine's.
+    """
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 @contextlib.contextmanager
@@ -210,6 +259,13 @@ def _renderer(format_: Format, fd: int) -> Render:
     if format_ == "json" or (format_ == "auto" and not terminal):
         return _json
     return _console(colors=terminal and not os.environ.get("NO_COLOR"))  # https://no-color.org
+
+
+def _of_worker(worker: int, render: Render) -> Render:
+    def render_worker(logger: object, level: str, fields: EventDict) -> str:
+        return render(logger, level, {"event": fields.pop("event", None), "worker": worker, **fields})
+
+    return render_worker
 
 
 def _json(_: object, level: str, fields: EventDict) -> str:

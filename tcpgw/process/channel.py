@@ -28,7 +28,7 @@ _MOST = 128 << 20
 _READ = 65536
 _MOST_FDS = 253  # SCM_MAX_FD: that the kernel carries in one message
 
-Handler = Callable[..., Any]
+Handler = Callable[..., object]
 """Takes a call's parameters; if it takes descriptors too, they are its own from then on. May be async."""
 
 

@@ -24,8 +24,8 @@ def _folders(environment: Mapping[str, str]) -> Iterator[Path]:
     if given := environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
         yield Path(given)
     yield Path("/run/tcpgw")
-    if given := environment.get("XDG_RUNTIME_DIR"):
-        yield Path(given) / "tcpgw"
+    if own := environment.get("XDG_RUNTIME_DIR", ""):
+        yield Path(own) / "tcpgw"
     yield Path(tempfile.gettempdir()) / f"tcpgw-{os.getuid()}"
 
 

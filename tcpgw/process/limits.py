@@ -1,8 +1,14 @@
-"""What the process may use: open files, which a gateway runs out of first, the collector's time, memory."""
+"""What the process may use: open files, which a gateway runs out of first, the collector's time, memory,
+CPUs; and privileges, as few as can be.
+"""
 
+import contextlib
 import ctypes
 import gc
+import os
 import resource
+from collections.abc import Iterator
+from pathlib import Path
 
 # Log, discovery, event loop, listening sockets: more than they ever take, little beside the connections.
 _SPARE = 128
@@ -11,6 +17,60 @@ _SPARE = 128
 _LARGEST_BLOCK, _KEPT = 32 << 20, 64 << 20
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Of linux/prctl.h and linux/capability.h.
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITIES = 64  # as many as version 3 has room for; Linux 6 has 41
+
+
+def cpus(root: Path = Path("/")) -> int:
+    """Return how many CPUs this process may use, at least 1: those that it may run on, or fewer where its
+    cgroup (version 2), or one around it, has a quota. Part of a CPU counts as one.
+
+    A container with a quota sees all CPUs of its host, and as many workers would each be halted for most of
+    the time. `root` is where proc and sys are.
+    """
+    return max(1, min([len(os.sched_getaffinity(0)), *_quotas(root)]))
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    mount = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError, ValueError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        group = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+        for folder in (mount / group, *(mount / group).parents):
+            if folder.is_relative_to(mount):
+                yield from _quota(folder / "cpu.max")
+
+
+def _quota(file: Path) -> Iterator[int]:
+    """Read `max 100000`, or `150000 100000`: so many microseconds of CPU in each of so many."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = file.read_text().split()
+        if quota != "max":
+            yield -(-int(quota) // int(period))
+
+
+def drop_capabilities() -> bool:
+    """Give up every capability, and the means to get one by starting a program. For workers: what clients
+    send is read by nobody who may do more than relay it.
+
+    Returns whether none is left; it is not where a filter of system calls forbids capset. To be called before
+    there are other threads: each has capabilities of its own, and new ones those of their maker. Idempotent,
+    and does no harm where there is no privilege to begin with.
+
+    A worker whose user is root stays the owner of root's files, so it can still read them; those of others
+    that others may not read, it cannot: modules must not be such.
+    """
+    libc = ctypes.CDLL(None)
+    libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    for capability in range(_CAPABILITIES):  # needs CAP_SETPCAP, so it comes before that is gone
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice 32 of each
+    return bool(libc.capset(header, none) == 0)
 
 
 def needed_files(max_connections: int) -> int:

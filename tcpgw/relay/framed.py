@@ -13,7 +13,6 @@ which a connection can be ended without loss.
   a guess about protocols in general and only counts, delays a drain and, for `fifo`, times.
 """
 
-import asyncio
 import math
 import time
 from collections import deque
@@ -32,15 +31,8 @@ from tcpgw.wire.frames import Splitter
 
 # Requests without an answer after which a client is not read, for `fifo`: their times take 32 to 100 bytes.
 MOST_OUTSTANDING = 65536
-# Seconds between looks at quiet connections that drain. A client may send its next request at any moment, and
-# what comes after our FIN is lost, so this waits for a silence in which none is likely to be on its way.
-_LOOK = 0.1
-# Looks without a byte after which a connection ends where no answer seems to be owed. Where one does, 10 s:
-# longer than most answers take; but there are protocols with requests that are never answered.
+# As for a stream, but where it is known that no answer is owed, and where one seems to be.
 _STILL, _STILL_OWED = 1, 100
-# Looks from FIN to the close. nginx lingers too: closing at once would reset a client that is just sending,
-# and with that take back what it has not read. For ever is no better: some never look at idle connections.
-_LINGER = 10
 
 
 class Latencies:
@@ -131,7 +123,7 @@ class FramedSide(Side):
 class FramedSession(StreamSession):
     """A relay that sees frames. `latencies`, where answers come in order, times them."""
 
-    __slots__ = ("_draining", "_fin_sent", "_moved", "_plane", "_still", "latencies")
+    __slots__ = ("_plane", "latencies")
 
     client: FramedSide
     instance: FramedSide
@@ -141,10 +133,6 @@ class FramedSession(StreamSession):
     ) -> None:
         self._plane = plane
         self.latencies = Latencies(plane.latencies) if plane.in_order else None
-        self._draining = False
-        self._moved = -1  # bytes, at the last look
-        self._still = 0  # looks since something moved
-        self._fin_sent = False
         super().__init__(settings, upstream, on_end, now)
 
     def _new_side(self, fin: Reason, reset: Reason) -> FramedSide:
@@ -161,8 +149,9 @@ class FramedSession(StreamSession):
             latencies.asked(count, time.monotonic())
         else:
             latencies.answered(count, time.monotonic())
-            if self._draining and not latencies.outstanding and self._between_frames:
-                self._send_fins()
+            ending = self._ending
+            if ending is not None and not latencies.outstanding and self._between_frames:
+                self.end(ending)
                 return
         if latencies.outstanding > MOST_OUTSTANDING or self.client.held:
             self.regulate(self.client)
@@ -200,10 +189,6 @@ class FramedSession(StreamSession):
         if error:
             self.error = f"{'client' if side is self.client else 'instance'}: {error}"
 
-    def _finish(self, reason: Reason) -> None:
-        self._plane.forget(self)
-        super()._finish(reason)
-
     # ---- the listener's side ----
 
     def tend(self, now: float) -> None:
@@ -218,30 +203,18 @@ class FramedSession(StreamSession):
     def facts(self) -> dict[str, object]:
         return {"requests": self.client.frames, "answers": self.instance.frames}
 
-    def drain(self) -> None:
+    def drain(self, reason: Reason = Reason.DRAINED) -> None:
         """End between two frames, in both directions: both sides get FIN, and what they send then is lost.
 
         No byte has moved for 0.1 to 0.2 s then. Where answers come in order, none is owed; a busy connection
         ends right behind the last. Elsewhere that is a guess: with fewer answers than requests it takes 10 s
         without a byte, and a busy connection goes on.
         """
-        self._draining = True
-        self._plane.drain(self)
-
-    def look(self) -> None:
-        """See whether this is the moment. Called every `_LOOK` seconds from the drain to the end."""
-        moved = self.client.received + self.instance.received
-        self._still = self._still + 1 if moved == self._moved else 0
-        self._moved = moved
-        if self._fin_sent:
-            if self._still >= _LINGER:
-                for transport in self._open_transports():
-                    transport.close()
-        elif self.reason is None and self._between_frames and self._still >= self._patience():
-            self._send_fins()
+        super().drain(reason)
 
     def _patience(self) -> float:
-        """Looks without a byte until this connection may be ended."""
+        if not self._between_frames:
+            return math.inf
         if self.latencies is not None:
             return math.inf if self.latencies.outstanding else _STILL
         return _STILL_OWED if self.client.frames > self.instance.frames else _STILL
@@ -249,16 +222,6 @@ class FramedSession(StreamSession):
     @property
     def _between_frames(self) -> bool:
         return not self.client.splitter.partial and not self.instance.splitter.partial
-
-    def _send_fins(self) -> None:
-        self._over(Reason.DRAINED, self.instance)
-        self._fin_sent, self._still = True, 0
-        for transport in self._open_transports():
-            transport.write_eof()
-
-    def _open_transports(self) -> list[asyncio.Transport]:
-        both = (self.client.transport, self.instance.transport)
-        return [transport for transport in both if transport is not None and not transport.is_closing()]
 
 
 class FramedPlane(StreamPlane):
@@ -276,27 +239,6 @@ class FramedPlane(StreamPlane):
         self.new_splitter = new_splitter
         self.in_order = in_order
         self.latencies = Histogram()
-        self._draining: set[FramedSession] = set()
-        self._timer: asyncio.TimerHandle | None = None
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> FramedSession:
         return FramedSession(self, self._settings, upstream, on_end, now)
-
-    def drain(self, session: FramedSession) -> None:
-        """Let the session look for its moment from now on, until `forget`."""
-        self._draining.add(session)
-        if self._timer is None:
-            self._timer = self._loop.call_later(_LOOK, self._look)
-
-    def forget(self, session: FramedSession) -> None:
-        self._draining.discard(session)
-        if self._timer and not self._draining:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self) -> None:
-        self._timer = None
-        for session in list(self._draining):
-            session.look()
-        if self._draining:
-            self._timer = self._loop.call_later(_LOOK, self._look)

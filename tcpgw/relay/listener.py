@@ -8,19 +8,24 @@ more than everything else here.
 """
 
 import asyncio
-import errno
 import itertools
+import random
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from ipaddress import ip_address
+from math import inf
+from typing import Any, NamedTuple
 
 import structlog
 
 from tcpgw.address import Address as Bound
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.errors import ConnectError, OverloadError, ProtocolError
+from tcpgw.relay.accepting import Acceptor, Peer
+from tcpgw.relay.draining import Cause, Draining
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Address, Connection, Plane, canonical
 from tcpgw.relay.sockets import listen
@@ -29,100 +34,158 @@ from tcpgw.wire import proxy_protocol
 
 log = structlog.get_logger()
 
-# Accepts per turn of the loop: enough that a burst costs few turns, few enough that relays get theirs.
-_ACCEPT_BATCH = 32
-# Seconds after a failed accept: mostly the process is out of descriptors, which only ending connections cure.
-_ACCEPT_PAUSE = 0.1
-# Seconds between two lines that say so: a full listener pauses at each connection's end.
-_SAY_FULL_EVERY = 60.0
 # A quiet connection is found at the latest this share of its time-out late.
 _SWEEPS_PER_TIMEOUT = 8
 # Connections looked at in one turn of the loop: about a third of a millisecond.
 _SWEEP_BATCH = 256
+# Share of max_age by which connections differ, so that those that came together do not all return together.
+_AGE_JITTER = 0.1
+# Its multiples, modulo 1, are spread evenly however many they are: so a connection's number is its draw, and
+# one that never gets old pays nothing.
+_GOLDEN = 0.6180339887498949
 # A PROXY header comes in one segment; what follows it in the same read is the instance's.
 _HEADER_READ = 4096
 
 
 class Listener:
-    """Owns its socket, its connections and the tasks that set them up. `plane` moves their bytes.
+    """Owns its sockets, its connections and the tasks that set them up. `plane` moves their bytes.
 
-    Made and used in one running event loop. `outlived`: somebody else keeps the socket open too, and will
-    serve who still waits in its queue.
+    Made and used in one running event loop. `sockets`, one or more, have one address. `outlived`: somebody
+    else keeps them open too, and will serve who still waits in their queues.
     """
 
     def __init__(
         self,
         settings: Settings,
-        sock: socket.socket,
+        sockets: Sequence[socket.socket],
         plane: Plane,
         *,
         log_connections: bool = True,
         outlived: bool = False,
     ) -> None:
         self.name = settings.name
-        self.accepted = 0
-        self.paused = 0  # how often max_connections stopped the accepting
         self.ended: Counter[Reason] = Counter()
         self.bytes_in = 0  # from clients, of connections that have ended
         self.bytes_out = 0
         self.connections: dict[int, Connection] = {}
+        self.draining = Draining()
         self._settings = settings
-        self._socket = sock
         self._plane = plane
         self._log_connections = log_connections
-        self._outlived = outlived
+        self.outlived = outlived
         # Bound and kept because both are asked for with every connection, and the asking costs microseconds.
         self._log = log.bind(listener=self.name)
         self._loop = asyncio.get_running_loop()
+        self._acceptor = Acceptor(sockets, self.connections, settings.max_connections, self._open, self._log)
         self._ids = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
-        self._accepting = False
-        self._stopped = False
-        self._draining = False
-        self._next_full = 0.0
-        self._backing_off: asyncio.TimerHandle | None = None
+        self._drain: _Drain | None = None
+        self._cutting: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
     @property
     def address(self) -> str:
         """Where clients connect, with the port that the kernel chose where the configuration says 0."""
-        return str(Bound.of_socket(self._socket))
+        return str(Bound.of_socket(self._acceptor.sockets[0]))
+
+    @property
+    def accepted(self) -> int:
+        return self._acceptor.accepted
+
+    @property
+    def paused(self) -> int:
+        """How often max_connections stopped the accepting."""
+        return self._acceptor.paused
+
+    def status(self) -> dict[str, Any]:
+        """Figures since the start, in plain types: bytes with those of connections that go on."""
+        sessions = [one.session for one in self.connections.values() if one.session]
+        return {
+            "accepted": self.accepted,
+            "active": len(self.connections),
+            "paused": self.paused,
+            "accept_failures": self._acceptor.failures,
+            "bytes_in": self.bytes_in + sum(session.received for session in sessions),
+            "bytes_out": self.bytes_out + sum(session.sent for session in sessions),
+            "ended": {reason.value: count for reason, count in self.ended.items()},
+            "drains": self.draining.status(),
+        }
 
     # ---- life ----
 
     def start(self) -> None:
         """Listen and accept. Call once. Raises BindError where another one listens here since the bind."""
-        listen(self._socket, self.address)
+        for sock in self._acceptor.sockets:
+            listen(sock, self.address)
         self._sweeper = self._loop.create_task(self._sweep())
-        self._resume()
+        self._acceptor.resume()
 
-    def stop_accepting(self) -> None:
-        """Close the listening socket: new clients are refused, connections go on. Idempotent.
+    def change(self, settings: Settings, plane: Plane, *, log_connections: bool) -> None:
+        """Take other settings and another plane for the connections that come from now on.
+
+        Of the same name, bind, mode and codec; `max_connections` and the time-outs looked at here hold for
+        all. Connections that are there keep their plane, which may be the same one.
+        """
+        self._settings = settings
+        self._plane = plane
+        self._log_connections = log_connections
+        self._acceptor.change(settings.keepalive, settings.max_connections)
+
+    def add_sockets(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these too, which are of the same address."""
+        self._acceptor.add(sockets)
+
+    def duplicate(self) -> list[socket.socket]:
+        """The same sockets once more, for a listener that takes its place.
+
+        Set `outlived` before this one drains, so that who waits in the queue is the other's.
+        """
+        return [sock.dup() for sock in self._acceptor.sockets]
+
+    def stop_accepting(self, *, outlived: bool | None = None) -> None:
+        """Close the listening sockets: new clients are refused, connections go on. Idempotent.
 
         Who already waits in the kernel's queue is let in, up to max_connections: they have been told that
-        they are connected, and would be reset. Unless the socket outlives this.
+        they are connected, and would be reset. Unless the sockets are `outlived`; None: as was said before.
         """
-        accepted = -1
-        while not self._outlived and self._accepting and accepted != self.accepted:
-            accepted = self.accepted
-            self._accept()
-        self._stopped = True
-        self._pause()
-        if self._backing_off:
-            self._backing_off.cancel()
-        self._socket.close()
+        self._acceptor.stop(outlived=self.outlived if outlived is None else outlived)
 
-    def drain(self) -> None:
+    def drain(
+        self,
+        spread: float = 0.0,
+        hard: float | None = None,
+        *,
+        cause: Cause = Cause.SHUTDOWN,
+        outlived: bool | None = None,
+    ) -> None:
         """Stop accepting, and let each session end when nothing would be lost. Idempotent.
 
-        Those that are being set up are drained once they stand.
+        Each is asked to at a moment of its own within `spread` seconds, so that their clients do not all
+        connect to another gateway at once, and is reset `hard` seconds from now (None: never). Those that are
+        being set up are asked once they stand, and turned away if they do not by then. Asked again, the
+        earlier of both times counts.
         """
-        self.stop_accepting()
-        self._draining = True
+        self.stop_accepting(outlived=outlived)
+        now = time.monotonic()
+        until = inf if hard is None else now + hard
+        self._drain = _Drain(cause, now, spread, min(until, self._drain.until if self._drain else inf))
         for connection in list(self.connections.values()):
             if connection.session:
-                connection.session.drain()
+                self._drain.add(self.draining, connection)
+        if hard is not None and self.connections:
+            self._stop_cutting()
+            self._cutting = self._loop.call_later(max(0.0, self._drain.until - now), self._cut_setups)
+
+    def _cut_setups(self) -> None:
+        for connection in self.connections.values():
+            if connection.setup:
+                connection.setup.cancel()
+
+    def _stop_cutting(self) -> None:
+        if self._cutting:
+            self._cutting.cancel()
+            self._cutting = None
 
     async def drained(self) -> None:
         """Return when no connection is left."""
@@ -146,51 +209,7 @@ class Listener:
 
     # ---- accept ----
 
-    def _resume(self) -> None:
-        if not self._accepting and not self._stopped:
-            self._accepting = True
-            self._loop.add_reader(self._socket, self._accept)
-
-    def _pause(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            self._loop.remove_reader(self._socket)
-
-    def _accept(self) -> None:
-        for _ in range(_ACCEPT_BATCH):
-            if len(self.connections) >= self._settings.max_connections:
-                self._pause_full()
-                return
-            try:
-                sock, address = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as exc:
-                self._back_off(exc)
-                return
-            self._open(sock, address)
-
-    def _pause_full(self) -> None:
-        self.paused += 1
-        self._pause()
-        now = time.monotonic()
-        if now >= self._next_full:
-            self._next_full = now + _SAY_FULL_EVERY
-            self._log.warning("accept_paused", connections=len(self.connections), times=self.paused)
-
-    def _back_off(self, exc: OSError) -> None:
-        out_of_files = exc.errno == errno.EMFILE
-        hint = "raise LimitNOFILE= or ulimit -n: a connection needs two" if out_of_files else None
-        self._log.error("accept_failed", error=exc.strerror, connections=len(self.connections), hint=hint)
-        self._pause()
-        self._backing_off = self._loop.call_later(_ACCEPT_PAUSE, self._retry)
-
-    def _retry(self) -> None:
-        self._backing_off = None
-        self._resume()
-
-    def _open(self, sock: socket.socket, address: tuple[str, int] | str) -> None:
-        self.accepted += 1
+    def _open(self, sock: socket.socket, address: Peer) -> None:
         self._empty.clear()
         peer = None if isinstance(address, str) else (canonical(address[0]), address[1])
         connection = Connection(next(self._ids), sock, peer, time.monotonic())
@@ -228,8 +247,8 @@ class Listener:
                 self._end(connection, reason, error)
             elif connection.over:
                 self._end(connection, *connection.over)
-            elif self._draining:
-                connection.session.drain()
+            elif self._drain:
+                self._drain.add(self.draining, connection)
 
     async def _identify(self, connection: Connection) -> bytes:
         """Read the PROXY header where the peer must send one, and return what came behind it."""
@@ -255,12 +274,14 @@ class Listener:
 
     async def _sweep(self) -> None:
         """Let every session look at its time-outs. One pass for all instead of a timer for each."""
-        settings = self._settings
-        shortest = min(
-            settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout
-        )
         while True:
-            await asyncio.sleep(shortest / _SWEEPS_PER_TIMEOUT)
+            settings = self._settings  # of now: they may change
+            shortest = min(
+                settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout,
+                settings.max_age or inf,
+            )  # fmt: skip
+            period = shortest / _SWEEPS_PER_TIMEOUT
+            await asyncio.sleep(period)
             for count, connection in enumerate(list(self.connections.values()), 1):
                 if count % _SWEEP_BATCH == 0:
                     await asyncio.sleep(0)
@@ -271,6 +292,15 @@ class Listener:
                 except Exception as exc:  # noqa: BLE001 - a fault in one must not end the time-outs of all
                     context = {"message": f"connection {connection.id} was not tended", "exception": exc}
                     self._loop.call_exception_handler(context)
+                if settings.max_age and connection.id in self.connections:
+                    self._retire(connection, settings.max_age, time.monotonic() + period)
+
+    def _retire(self, connection: Connection, max_age: float, horizon: float) -> None:
+        """Let a connection end at its age, if it comes to it before the next sweep."""
+        draw = connection.id * _GOLDEN % 1.0
+        at = connection.opened + max_age * (1.0 + _AGE_JITTER * (2.0 * draw - 1.0))
+        if at <= horizon and connection not in self.draining:
+            self.draining.add(connection, Cause.MAX_AGE, at=at)
 
     def _on_end(self, connection: Connection, reason: Reason, error: str) -> None:
         if connection.setup:  # it is not known yet whose figures to log
@@ -283,6 +313,8 @@ class Listener:
         if self.connections.pop(connection.id, None) is None:
             return
         self.ended[reason] += 1
+        if self.draining:
+            error = self.draining.ended(connection, reason) or error
         session = connection.session
         connection.session = None  # it knows this connection: no cycle for the collector
         if session is None:
@@ -293,8 +325,8 @@ class Listener:
         self.bytes_out += bytes_out
         if not self.connections:
             self._empty.set()
-        if self._backing_off is None:
-            self._resume()
+            self._stop_cutting()
+        self._acceptor.resume()
         if self._log_connections:
             line = {
                 "id": connection.id,
@@ -313,6 +345,19 @@ class Listener:
             if connection.peer != connection.client:
                 line["peer"] = _text(connection.peer)
             self._log.info("connection_closed", **line)
+
+
+class _Drain(NamedTuple):
+    """The end of a whole listener."""
+
+    cause: Cause
+    began: float
+    spread: float
+    until: float
+
+    def add(self, draining: Draining, connection: Connection) -> None:
+        at = self.began + random.random() * self.spread
+        draining.add(connection, self.cause, at=at, until=self.until)
 
 
 def _text(address: Address | None) -> str:

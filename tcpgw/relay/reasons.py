@@ -20,6 +20,10 @@ class Reason(StrEnum):
     FRAME_TOO_LARGE = "frame_too_large"  # a frame said that it is longer than the listener's max_frame
     FRAME_TIMEOUT = "frame_timeout"  # a frame that had begun was not whole within frame_timeout
     SLOW_READER = "slow_reader"  # the client did not read its answers within the limits
-    DRAINED = "drained"  # ended between two frames, because the gateway or its endpoint is to stop
+    # Ended by us at a quiet moment, between two frames where those are seen. With an `error`: the moment did
+    # not come in time, so it was cut.
+    DRAINED = "drained"  # because the gateway, its listener or its endpoint is to stop
+    MAX_AGE = "max_age"  # because it was older than the listener's max_age
+    REBALANCED = "rebalanced"  # because its key belongs to an endpoint that was added since
     SHUTDOWN = "shutdown"
     INTERNAL = "internal"  # a bug in tcpgw; the line before it in the log has the traceback

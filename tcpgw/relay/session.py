@@ -39,11 +39,18 @@ class Session(Protocol):
         Where the session is ending already, the first reason stays.
         """
 
-    def drain(self) -> None:
-        """End at the next moment at which nothing is lost, however late. Idempotent.
+    def drain(self, reason: Reason = Reason.DRAINED) -> None:
+        """End for `reason` at the next moment at which nothing is lost, however late. Idempotent.
 
-        A plane that cannot see such a moment lets its sessions finish on their own.
+        Asked again, the first reason stays.
         """
+
+    def look(self, now: float) -> None:
+        """See whether this is the moment. Called every `draining.LOOK` seconds from `drain` to the end."""
+
+    @property
+    def over(self) -> bool:
+        """Whether only its close is to come: everything was delivered as far as it will be, and FIN sent."""
 
     def tend(self, now: float) -> None:
         """Look at the time: keep-alive and time-outs. `now` is `time.monotonic()`.

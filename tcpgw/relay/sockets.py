@@ -39,8 +39,12 @@ def set_options(sock: socket.socket, keepalive: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
-def bind_socket(bind: Bind, keepalive: float) -> socket.socket:
-    """Open a non-blocking socket at an address, not listening yet. Raises BindError, nothing left open."""
+def bind_socket(bind: Bind, keepalive: float, *, shared: bool = False) -> socket.socket:
+    """Open a non-blocking socket at an address, not listening yet. Raises BindError, nothing left open.
+
+    `shared`: others of this user may bind the address as well, if they say so too, and the kernel spreads
+    the clients over all that listen. Of TCP only: a Unix socket's file is one.
+    """
     family = socket.AF_UNIX if bind.path else socket.AF_INET6 if ":" in bind.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -52,6 +56,8 @@ def bind_socket(bind: Bind, keepalive: float) -> socket.socket:
             sock.listen(BACKLOG)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 # "[::]:9000" takes IPv4 too, as nginx and HAProxy do on Linux by default.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

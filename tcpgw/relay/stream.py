@@ -55,7 +55,12 @@ class Side(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
+        self.relay.last = self
         self.write(data)
+
+    def discard(self, data: bytes) -> None:
+        """Stand in for `write` once the other has got FIN: what comes now goes nowhere and does not count."""
+        self.received -= len(data)
 
     def eof_received(self) -> bool:
         self.ended = True
@@ -103,13 +108,14 @@ class Relay:
 
     __slots__ = (
         "_buffer", "_delivered", "_first_fin", "_on_end", "_quiet_since", "client", "error", "instance",
-        "reason",
+        "last", "reason",
     )  # fmt: skip
 
     def __init__(self, on_end: OnEnd, now: float, buffer: int = DEFAULT_BUFFER) -> None:
         self.client = self._new_side(Reason.CLIENT_FIN, Reason.CLIENT_RESET)
         self.instance = self._new_side(Reason.INSTANCE_FIN, Reason.INSTANCE_RESET)
         self.client.other, self.instance.other = self.instance, self.client
+        self.last: Side | None = None  # who sent last; None: nobody sent yet
         self.reason: Reason | None = None
         self.error = ""
         self._first_fin: Reason | None = None

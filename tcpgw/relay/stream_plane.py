@@ -1,6 +1,7 @@
 """The stream plane: one connection to an instance for each of a client's, and bytes as they come."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -16,26 +17,48 @@ Choose = Callable[[Address | None], Upstream]
 """A listener's route: the service for a client. A client of a Unix socket has no address."""
 
 
+# Looks without a byte after which a connection ends where no answer seems to be owed. Where one does, 10 s:
+# longer than most answers take; but there are protocols with requests that are never answered.
+_STILL, _STILL_OWED = 1, 100
+# Looks from FIN to the close. nginx lingers too: closing at once would reset a client that is just sending,
+# and with that take back what it has not read. For ever is no better: some never look at idle connections.
+_LINGER = 10
+
+
 class StreamSession(Relay):
     """A relay that knows its time-outs, and gives its endpoint back when it ends."""
 
-    __slots__ = ("_endpoint", "_kept_alive", "_settings", "_upstream")
+    __slots__ = (
+        "_ending", "_endpoint", "_fin_sent", "_kept_alive", "_moved", "_settings", "_still", "position",
+        "upstream",
+    )  # fmt: skip
 
     def __init__(self, settings: Settings, upstream: Upstream, on_end: OnEnd, now: float) -> None:
         super().__init__(on_end, now, settings.buffer)
+        self.upstream = upstream
+        self.position = 0  # of its key
         self._settings = settings
-        self._upstream = upstream
         self._endpoint: Endpoint | None = None
         self._kept_alive = False
+        self._ending: Reason | None = None  # what it is being drained for
+        self._fin_sent = False
+        self._moved = -1  # bytes, at the last look
+        self._still = 0  # looks since something moved, or since FIN
 
-    def hold(self, endpoint: Endpoint) -> None:
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where it is connected to; None before that and after its end."""
+        return self._endpoint
+
+    def hold(self, endpoint: Endpoint, position: int) -> None:
         """Count as `endpoint`'s load, which `Upstream.connect` has begun to, until the end."""
         self._endpoint = endpoint
+        self.position = position
 
     def release(self) -> None:
         """End that. Idempotent."""
         if self._endpoint is not None:
-            self._upstream.release(self._endpoint)
+            self.upstream.release(self._endpoint)
             self._endpoint = None
 
     def _finish(self, reason: Reason) -> None:
@@ -52,9 +75,6 @@ class StreamSession(Relay):
     def sent(self) -> int:
         return self.instance.received
 
-    def drain(self) -> None:
-        """Go on: where a request ends is not known, so no moment is better than the client's own."""
-
     def tend(self, now: float) -> None:
         if not self._kept_alive:
             # Here and not at the connect: a connection that ends before the first probe is due, as most do
@@ -69,6 +89,67 @@ class StreamSession(Relay):
 
     def facts(self) -> dict[str, object]:
         return {}
+
+    # ---- its end at a quiet moment ----
+
+    def drain(self, reason: Reason = Reason.DRAINED) -> None:
+        """End when nothing seems to be under way: both sides get FIN, and what they send then is lost.
+
+        Where a request ends is not known, so this is a guess, and who it is wrong about sees an answer or a
+        request cut off. If nothing waits to be written and no byte has moved for 0.1 to 0.2 s, and the
+        instance sent last or nobody ever did, the client is taken for served. After a byte of the client's
+        an answer is taken for owed, and it takes 10 s without a byte. A connection of which one side has
+        ended is coming to its end already, and is left to it. A busy one goes on until it pauses or is cut.
+        """
+        if self._ending is None:
+            self._ending = reason
+            self._moved = -1  # who looked before may have done so a moment ago
+
+    def undrain(self) -> bool:
+        """Take `drain` back. Returns whether it was in time."""
+        if self.reason is None:
+            self._ending = None
+        return self._ending is None
+
+    @property
+    def over(self) -> bool:
+        return self._fin_sent
+
+    def look(self, now: float) -> None:  # noqa: ARG002 - the interface's
+        if self._fin_sent:
+            self._still += 1
+            if self._still >= _LINGER:
+                for transport in self._open_transports():
+                    transport.close()
+        elif self.rests() and self._ending is not None:
+            self.end(self._ending)
+
+    def rests(self) -> bool:
+        """Whether this is a moment to end it at. Looks without a byte are counted by the calls to this."""
+        moved = self.client.received + self.instance.received
+        self._still = self._still + 1 if moved == self._moved else 0
+        self._moved = moved
+        return self.reason is None and self._still >= self._patience()
+
+    def _patience(self) -> float:
+        """Looks without a byte until this connection may be ended."""
+        if self.half_closed or any(one.get_write_buffer_size() for one in self._open_transports()):
+            return math.inf
+        return _STILL_OWED if self.last is self.client else _STILL
+
+    def end(self, reason: Reason) -> None:
+        """Send FIN both ways now, and close a second later if `look` is called meanwhile."""
+        self._ending = self.reason = reason
+        self._first_fin = self._first_fin or self.instance.fin
+        self._fin_sent, self._still = True, 0
+        for side in (self.client, self.instance):
+            side.write = side.discard
+        for transport in self._open_transports():
+            transport.write_eof()
+
+    def _open_transports(self) -> list[asyncio.Transport]:
+        both = (self.client.transport, self.instance.transport)
+        return [transport for transport in both if transport is not None and not transport.is_closing()]
 
 
 class StreamPlane:
@@ -88,11 +169,11 @@ class StreamPlane:
         def new_side() -> Side:
             return self._new_session(upstream, on_end, connection.opened).instance
 
-        endpoint, side, seconds, tries = await upstream.connect(connection.client, new_side)
+        endpoint, side, seconds, tries, position = await upstream.connect(connection.client, new_side)
         connection.facts |= {"endpoint": str(endpoint), "connect_time": round(seconds, 6), "tries": tries}
         session = side.relay
         assert isinstance(session, StreamSession)  # noqa: S101 - new_side made it
-        session.hold(endpoint)
+        session.hold(endpoint, position)
         try:
             if upstream.send_proxy:
                 session.send_first(_proxy_header(connection, upstream.send_proxy))

@@ -26,12 +26,45 @@ class NoEndpointError(ConnectError):
 
 
 class Connected(NamedTuple):
-    """`tries` counts the candidates asked, `seconds` is the time that the last of them took to answer."""
+    """`tries` counts the candidates asked, `seconds` is the time that the last of them took to answer.
+
+    `position` is that of the client's key.
+    """
 
     endpoint: Endpoint
     side: Side
     seconds: float
     tries: int
+    position: int
+
+
+class Outcome:
+    """How often connecting to an endpoint came to what."""
+
+    __slots__ = ("connected", "failed")
+
+    def __init__(self) -> None:
+        self.connected = 0
+        self.failed = 0
+
+
+class Outcomes(dict[Endpoint, Outcome]):
+    """By endpoint, since it is known. One for a service, or one for each of its upstreams, to be added up.
+
+    Endpoints that have left, and have no connections any more, are forgotten when another comes.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self._pool = pool
+
+    def __missing__(self, endpoint: Endpoint) -> Outcome:
+        members = {member.endpoint for member in self._pool.members}
+        for known in [known for known in self if known not in members]:
+            if not self._pool.loads.inflight(known):
+                del self[known]
+        outcome = self[endpoint] = Outcome()
+        return outcome
 
 
 class Upstream:
@@ -45,8 +78,10 @@ class Upstream:
         timeout: float,
         tries: int,
         send_proxy: Literal["v1", "v2"] | None = None,
+        outcomes: Outcomes | None = None,
     ) -> None:
         self.pool = pool
+        self.outcomes = Outcomes(pool) if outcomes is None else outcomes
         self.send_proxy = send_proxy
         self._hash = hash_
         self._timeout = timeout
@@ -67,7 +102,8 @@ class Upstream:
         open or counted.
         """
         failures: list[str] = []
-        for endpoint in islice(self.pool.candidates(self._hash(client)), self._tries):
+        position = self._hash(client)
+        for endpoint in islice(self.pool.candidates(position), self._tries):
             self.pool.loads.begin(endpoint)
             began = time.monotonic()
             try:
@@ -76,6 +112,7 @@ class Upstream:
                 self.release(endpoint)
                 if exc.errno in _OUR_OWN:
                     raise OverloadError(f"cannot open a connection: {exc.strerror}") from exc
+                self.outcomes[endpoint].failed += 1
                 # The whole timeout, however fast the refusal: a dead instance must not look quick.
                 self.pool.loads.observe(endpoint, self._timeout)
                 failures.append(f"{endpoint}: {_why(exc, self._timeout)}")
@@ -85,7 +122,8 @@ class Upstream:
             else:
                 seconds = time.monotonic() - began
                 self.pool.loads.observe(endpoint, seconds)
-                return Connected(endpoint, side, seconds, len(failures) + 1)
+                self.outcomes[endpoint].connected += 1
+                return Connected(endpoint, side, seconds, len(failures) + 1, position)
         if failures:
             raise ConnectError("; ".join(failures), tries=len(failures))
         raise NoEndpointError(f"service {self.service} has no endpoint that takes connections")

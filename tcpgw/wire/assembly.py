@@ -80,15 +80,19 @@ class FrameAssembler:
 
     def __init__(self, sink: Sink, max_frame: int, inner: Callable[[], Splitter] | None = None) -> None:
         self._sink = sink
-        self._inner = inner
-        self._most = 4 + max_frame
-        # Of how much `take` is asked. It knows no limit: a frame beyond it must not be whole within that.
-        self._ordinary = self._most if inner is None else -1
+        self.limit(max_frame, inner)
         self._data: bytes | None = None  # not passed on yet, from _pos on
         self._pos = 0
         self._pieces: list[bytes] = []  # of a large frame; none of one that is skipped
         self._missing = 0  # bytes that it lacks
         self._splitter: Splitter | None = None  # of the large frame's body
+
+    def limit(self, max_frame: int, inner: Callable[[], Splitter] | None = None) -> None:
+        """Judge the frames that begin from now on by another limit, and their bodies by another `inner`."""
+        self._inner = inner
+        self._most = 4 + max_frame
+        # Of how much `take` is asked. It knows no limit: a frame beyond it must not be whole within that.
+        self._ordinary = self._most if inner is None else -1
 
     @property
     def held(self) -> int:
@@ -228,6 +232,12 @@ class ObjectAssembler:
         self._pieces: list[bytes] = []  # of a message that is not whole yet
         self._size = 0  # of all of them
         self._verdict: Verdict | None = None  # on that message, if it is large. WAIT: to be asked for
+
+    def limit(self, max_frame: int) -> None:
+        """Judge by another limit, the message that is coming too; of those whose splitter has a limit."""
+        self._max = self._least = max_frame
+        if isinstance(self._splitter, MsgpackSplitter):
+            self._splitter.limit(max_frame)
 
     @property
     def held(self) -> int:

@@ -140,6 +140,10 @@ class MsgpackSplitter:
         self._skip = 0
         self._head = b""
 
+    def limit(self, max_size: int) -> None:
+        """Take another `max_size`, for what is coming too."""
+        self._max = max_size
+
     def feed(self, data: bytes) -> list[int]:
         if not self._head:
             return self._scan(data, 0)

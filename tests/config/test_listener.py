@@ -34,7 +34,7 @@ def test_defaults_are_those_that_operators_expect() -> None:
     listener = Listener.model_validate(LEAST)
     assert (listener.mode, listener.plane, listener.max_connections) == ("tcp", "auto", 10_000)
     assert (listener.idle_timeout, listener.fin_timeout, listener.keepalive) == (3600, 30, 60)
-    assert (listener.accept_proxy, listener.proxy_timeout) == ((), 5)
+    assert (listener.accept_proxy, listener.proxy_timeout, listener.max_age) == ((), 5, None)
     assert listener.route == (Route(service="s", weight=1),)
     assert listener.bind == Bind("0.0.0.0", 0)
 

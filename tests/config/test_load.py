@@ -79,7 +79,8 @@ def test_the_full_sample_is_read_as_it_was_written() -> None:
     assert (listener.idle_timeout, listener.fin_timeout, listener.keepalive) == (7200, 10, 30.5)
     assert list(map(str, listener.accept_proxy)) == ["10.0.0.0/24", "192.0.2.7/32"]
     assert (config.gateway.workers, config.gateway.unsupervised) == (4, 300)
-    assert config.gateway.rpc_memory == 1 << 30
+    assert (service.balance.rebalance, listener.max_age) == (2.5, 86400)
+    assert (config.gateway.drain, config.gateway.hard_stop, config.gateway.rpc_memory) == (10, 45, 1 << 30)
     assert service.rpc == Rpc(
         exclusive=True,
         connections=100,

@@ -36,7 +36,7 @@ def test_defaults_of_the_process() -> None:
     """What is left out of [gateway] has the values that operators expect."""
     gateway = Gateway()
     assert (gateway.workers, gateway.unsupervised) == (0, 60)
-    assert (gateway.drain, gateway.rpc_memory) == (30, 256 << 20)
+    assert (gateway.drain, gateway.hard_stop, gateway.rpc_memory) == (30, 60, 256 << 20)
     assert (gateway.log.format, gateway.log.level, gateway.log.connections) == ("auto", "info", True)
 
 

@@ -13,7 +13,9 @@ SERVICE = {"name": "s", "discovery": {"type": "static", "endpoints": ["10.0.0.1:
 def test_defaults_are_those_that_operators_expect() -> None:
     """What is left out has the values of the design's table."""
     service = Service.model_validate(SERVICE)
-    assert service.balance == Balance(policy="maglev", key="source_ip", table_size=65537, bounded_load=1.25)
+    assert service.balance == Balance(
+        policy="maglev", key="source_ip", table_size=65537, bounded_load=1.25, rebalance=0
+    )
     assert service.connect == Connect(timeout=1, candidates=3)
     assert (service.send_proxy, service.wait) == (None, 30)
     assert service.rpc == Rpc(
@@ -66,3 +68,17 @@ def test_parts_can_be_switched_off() -> None:
     """0 is no bulk connection, no queue, no retry, no hedge."""
     table = {"bulk": "0B", "queue": 0, "retry_budget": 0, "hedge_budget": 0}
     assert Rpc.model_validate(table) == Rpc(bulk=0, queue=0, retry_budget=0, hedge_budget=0)
+
+
+@pytest.mark.parametrize("policy", ["maglev", "ring"])
+def test_keys_that_have_a_home_may_return_to_it(policy: str) -> None:
+    """The rate may be a fraction, and 0 is off."""
+    for rate in (0, 0.5, 20):
+        assert Balance.model_validate({"policy": policy, "rebalance": rate}).rebalance == rate
+
+
+@pytest.mark.parametrize("policy", ["least_request", "peak_ewma", "round_robin", "random"])
+def test_where_keys_have_no_home_there_is_nothing_to_rebalance(policy: str) -> None:
+    """The key would do nothing, so it is refused by name."""
+    with pytest.raises(ValidationError, match=f"take it out: policy {policy} has no endpoint for a key"):
+        Balance.model_validate({"policy": policy, "rebalance": 1})

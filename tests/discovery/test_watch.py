@@ -76,7 +76,12 @@ class Played:
         return line
 
 
-async def play(*answers: list[Member] | Exception, store: Store | None = None) -> Played:
+async def play(
+    *answers: list[Member] | Exception,
+    store: Store | None = None,
+    version: int = 0,
+    in_force: Snapshot | None = None,
+) -> Played:
     """Run a watcher until its source has given every answer, then cancel it."""
     source, published = Script(answers), []
 
@@ -84,7 +89,9 @@ async def play(*answers: list[Member] | Exception, store: Store | None = None) -
         published.append(snapshot)
 
     with capture_logs() as logs:
-        watcher = Watcher("web", source, publish, store=store, wall=source.wall)
+        watcher = Watcher(
+            "web", source, publish, store=store, wall=source.wall, version=version, in_force=in_force
+        )
         running = asyncio.create_task(watcher.run())
         finished = asyncio.create_task(source.finished.wait())
         await asyncio.wait([running, finished], return_when=asyncio.FIRST_COMPLETED)
@@ -294,3 +301,35 @@ async def test_a_bug_in_a_source_is_loud() -> None:
 def test_age_in_words(seconds: float, words: str) -> None:
     """Ages read as people say them."""
     assert age_in_words(seconds) == words
+
+
+# ---- after another watcher ----
+
+
+async def test_versions_go_on_from_the_watcher_before() -> None:
+    """From another source the first answer is taken whatever it says, with the next version."""
+    played = await play(members(9), members(9, weight=2), version=7)
+    assert played.versions == [(8, 1), (9, 1)]
+    assert played.watcher.version == 9
+
+
+async def test_from_the_same_source_the_snapshot_before_counts() -> None:
+    """What shrank suspiciously is held back, and while it is the snapshot of before stays published."""
+    before = Snapshot.of("web", FOUR, taken_at=START - 5, version=7)
+    played = await play(members(1), FOUR, members(1, 2), version=7, in_force=before)
+    assert played.versions == [(7, 4), (8, 2)]
+    assert "snapshot_suspect" in played.events
+
+
+async def test_the_same_answer_as_before_is_the_same_version() -> None:
+    """It is published once, since nobody knows whether the one before was."""
+    before = Snapshot.of("web", FOUR, taken_at=START - 5, version=7)
+    played = await play(FOUR, FOUR, version=7, in_force=before)
+    assert played.versions == [(7, 4)]
+
+
+async def test_what_was_stored_does_not_count_after_another_watcher(tmp_path: Path) -> None:
+    """That one knew it; a new source that is silent leaves what is published as it is."""
+    played = await play(DiscoveryError("no answer"), store=stored(tmp_path), version=7)
+    assert played.versions == []
+    assert played.watcher.version == 7

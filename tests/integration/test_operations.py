@@ -246,7 +246,7 @@ def test_ready_is_said_once_when_clients_are_accepted(tmp_path: Path) -> None:
     with listening() as api, listening() as instance:  # an API that takes connections and says nothing
         silent = silent_service(api, wait="700ms")
         config = relaying([instance.getsockname()]).replace("127.0.0.1:0", f"127.0.0.1:{address[1]}")
-        config += '[gateway]\ndrain = "100ms"\n'
+        config += '[gateway]\ndrain = "100ms"\nhard_stop = "200ms"\n'
         with started(tmp_path, silent + config) as run:
             wait_until(lambda: api_called(api))
             assert not accepts(address)
@@ -341,18 +341,29 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_draining_ends_with_its_time(tmp_path: Path) -> None:
-    """A connection that does not finish within gateway.drain is cut, and counted."""
-    config = '[gateway]\ndrain = "300ms"\n'
+    """Quiet connections are ended within gateway.drain; one that waits for its answer is cut at
+    gateway.hard_stop, and counted.
+    """
+    config = '[gateway]\ndrain = "200ms"\nhard_stop = "800ms"\n'
     with (
         listening() as instance,
         started(tmp_path, config + relaying([instance.getsockname()])) as run,
-        connected(run.ready(), instance),
+        connected(run.ready(), instance) as (quiet, _),
+        connected(run.ready(), instance) as (busy, other),
     ):
+        busy.sendall(b"a question")
+        assert other.recv(100) == b"a question"
         began = time.monotonic()
         run.signal(signal.SIGTERM)
+        assert quiet.recv(1) == b""
+        assert time.monotonic() - began < 0.8
+        quiet.close()
+        with pytest.raises(ConnectionResetError):
+            busy.recv(1)
+        assert time.monotonic() - began > 0.7
         log = run.end()
-        assert time.monotonic() - began > 0.3
-    assert [line["event"] for line in log[-3:]] == ["draining", "connection_closed", "stopped"]
+    assert [line["event"] for line in log[-3:]] == ["connection_closed", "connection_closed", "stopped"]
+    assert {line["reason"] for line in log[-3:-1]} == {"drained"}
     assert log[-1]["connections_cut"] == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.rpc import NOTIFY, REQUEST, Bed, Client, Instance, bare, bed, echo, hold
 from tests.support.rpc_ends import frame, read_message
-from tests.support.streams import PATIENCE, MiB, in_time, until
+from tests.support.streams import MiB, in_time, until
 
 
 def outcomes(*clients: Client) -> Counter[str]:
@@ -24,7 +24,7 @@ async def until_asked(count: int, *instances: Instance) -> None:
 @contextlib.asynccontextmanager
 async def draining(g: Bed) -> AsyncIterator[asyncio.Task[None]]:
     """Drain meanwhile; at the end it must be over."""
-    task = asyncio.create_task(g.gateway.drain(PATIENCE))
+    task = asyncio.create_task(g.gateway.drain())
     await asyncio.sleep(0.02)
     yield task
     await in_time(task)
@@ -239,15 +239,17 @@ async def _insist(client: Client) -> int:
 
 
 async def test_a_drain_has_an_end() -> None:
-    """After its time it returns, whatever is under way."""
+    """After its time it cuts whatever is under way, and returns."""
     instance = Instance(hold)
     async with bed(instance) as g:
         client = await g.client()
         client.ask(1, "x")
         await until(lambda: instance.held)
-        await in_time(g.gateway.drain(0.1))
-        assert g.listener.connections
-        assert not client.ended.is_set()
+        await in_time(g.gateway.drain(0.0, 0.1))
+        assert not g.listener.connections
+        await in_time(client.ended.wait())
+        line = await g.line()
+        assert (line["reason"], line["error"]) == ("drained", "not ended within 0.1 s of its drain")
 
 
 # ---- a client that ends ----
@@ -338,6 +340,50 @@ async def test_an_endpoint_that_leaves_is_drained(service: str, listener: str) -
         assert all(link.error is None for link in links)
         assert len(leaving.requests) == asked
         assert outcomes(client) == {"": 58}
+        assert g.service.drains == {"started": 1, "closed": 1, "reset": 0, "spared": 0}
+        assert g.service.requests_cut == 0
+
+
+async def test_an_endpoint_that_leaves_is_cut_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that it has not answered by then are counted, and their clients told; one that came back in
+    time keeps its own.
+    """
+    leaving, staying = Instance(hold), Instance()
+    async with bed(leaving, staying) as g:
+        await g.publish(leaving)
+        client = await g.client()
+        for place in range(3):
+            client.ask(place, place)
+        await until(lambda: len(leaving.held) == 3)
+        await g.publish(staying)
+        await g.publish(leaving, staying)
+        await asyncio.sleep(0.12)
+        assert not client.answers
+        monkeypatch.setattr("tcpgw.relay.rpc.service._DRAIN", 0.1)
+        await g.publish(staying)
+        await client.got(3)
+        assert outcomes(client) == {"upstream_lost": 3}
+        drains = g.service.drains
+        assert (drains["started"], drains["reset"]) == (3, 1)
+        assert drains["closed"] + drains["spared"] == 2  # the other was away for a moment as well
+        assert g.service.requests_cut == 3
+
+
+async def test_an_old_client_is_drained() -> None:
+    """At max_age it gets the answers to what it asked, and then FIN."""
+    instance = Instance(hold)
+    async with bed(instance, listener='max_age = "300ms"') as g:
+        client = await g.client()
+        client.ask(1, "x")
+        await until(lambda: instance.held)
+        await asyncio.sleep(0.5)
+        assert not client.ended.is_set()
+        instance.answer_all()
+        await client.got(1)
+        await in_time(client.ended.wait())
+        assert (outcomes(client), client.error) == ({"": 1}, None)
+        assert (await g.line())["reason"] == "max_age"
+        assert g.listener.status()["drains"]["max_age"]["closed"] == 1
 
 
 @pytest.mark.parametrize("balance", ['policy = "maglev"', 'policy = "least_request"'])

@@ -39,7 +39,8 @@ def configuration(folder: Path, instance: tuple[str, int], bind: str) -> Path:
     file.write_text(
         f"""
         [gateway]
-        drain = "5s"
+        drain = "1s"
+        hard_stop = "5s"
         [gateway.log]
         format = "json"
         [[service]]
@@ -214,13 +215,26 @@ def test_systemd_is_told_when_it_is_ready_alive_and_stopping(tmp_path: Path, ins
 
 # ---- the units ----
 
+DROP_IN = Path("tcpgw.service.d", "kernel-plane.conf")
+SYSCTL = UNITS / "sysctl.d" / "tcpgw.conf"
 
-def test_the_units_are_right(need: Callable[[str], str], tmp_path: Path) -> None:
-    """Nothing is to be said about them, where the program is installed."""
+
+def installed(folder: Path, *, drop_in: bool) -> list[Path]:
+    """The units as they would be installed, with the program where it is here."""
     script = Path(sys.executable).with_name("tcpgw")
     for unit in UNITS.glob("tcpgw.*"):
-        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/tcpgw/bin/tcpgw", str(script)))
-    units = sorted(tmp_path.glob("tcpgw.*"))
+        if unit.is_file():
+            (folder / unit.name).write_text(unit.read_text().replace("/opt/tcpgw/bin/tcpgw", str(script)))
+    if drop_in:
+        (folder / DROP_IN.parent).mkdir()
+        (folder / DROP_IN).write_text((UNITS / DROP_IN).read_text())
+    return sorted(unit for unit in folder.glob("tcpgw.*") if unit.is_file())
+
+
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_the_units_are_right(need: Callable[[str], str], tmp_path: Path, drop_in: bool) -> None:
+    """Nothing is to be said about them, where the program is installed, with the drop-in and without."""
+    units = installed(tmp_path, drop_in=drop_in)
     assert [unit.name for unit in units] == ["tcpgw.service", "tcpgw.socket"]
     ran = subprocess.run(
         [need("systemd-analyze"), "verify", "--man=no", "--recursive-errors=no", *units],
@@ -231,10 +245,14 @@ def test_the_units_are_right(need: Callable[[str], str], tmp_path: Path) -> None
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_the_service_may_do_little(need: Callable[[str], str]) -> None:
-    """Its exposure, as systemd reckons it from 0 to 10, is 2.0 at most."""
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_the_service_may_do_little(need: Callable[[str], str], tmp_path: Path, drop_in: bool) -> None:
+    """Its exposure, as systemd reckons it from 0 to 10, is 2.0 at most, also where it may write rules."""
+    service, _ = installed(tmp_path, drop_in=False)
+    if drop_in:  # read offline, a unit is one file: what comes later counts as in a drop-in
+        service.write_text(service.read_text() + (UNITS / DROP_IN).read_text())
     ran = subprocess.run(
-        [need("systemd-analyze"), "security", "--offline=true", "--no-pager", UNITS / "tcpgw.service"],
+        [need("systemd-analyze"), "security", "--offline=true", "--no-pager", service],
         capture_output=True,
         text=True,
         check=True,
@@ -242,3 +260,34 @@ def test_the_service_may_do_little(need: Callable[[str], str]) -> None:
     found = re.search(r"Overall exposure level for tcpgw.service: ([0-9.]+)", ran.stdout)
     assert found is not None, ran.stdout
     assert float(found[1]) <= 2.0
+
+
+def settings() -> list[str]:
+    """The lines that set something, or would if they were not commented out."""
+    lines = SYSCTL.read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("# ") and line != "#"]
+
+
+def test_advice_to_the_kernel_is_well_formed() -> None:
+    """Each line is a key and numbers, and no key is set twice."""
+    assert len(settings()) >= 8
+    keys = [re.fullmatch(r"#?-?([a-z0-9_.-]+) = [0-9]+( [0-9]+)?", line) for line in settings()]
+    assert None not in keys, settings()
+    assert len({key[1] for key in keys if key}) == len(keys)
+
+
+@pytest.mark.parametrize("line", settings())
+def test_advice_to_the_kernel_is_of_keys_that_exist(line: str) -> None:
+    """This kernel knows the key, if it has what the key is about: sysctl would say so at every boot."""
+    key = line.lstrip("#-").partition(" ")[0]
+    path = Path("/proc/sys", *key.split("."))
+    if key.startswith("net.netfilter") and not path.parent.exists():
+        pytest.skip("no connection tracking in this kernel, or in none of its modules that are loaded")
+    if key.endswith("tcp_migrate_req") and kernel() < (5, 14):
+        pytest.skip("not in this kernel yet")
+    assert path.exists()
+
+
+def kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(re.sub("[^0-9].*", "", minor))

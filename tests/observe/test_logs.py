@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -345,6 +346,115 @@ def test_a_process_ends_though_its_log_stalls(pipe: Pipe) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=pipe.writer) as process:
         assert process.wait(timeout=20) == 7
+
+
+# ---- several processes ----
+
+# Lines of 20 kB, more than a pipe takes as one, in batches that begin together.
+WORKER = """
+import sys, time, structlog
+from tcpgw.observe import logs
+worker = int(sys.argv[1])
+with logs.configured("json", "info", worker=worker):
+    for number in range(60):
+        if number % 20 == 0:
+            time.sleep(-time.time() % 0.3)
+        structlog.get_logger().info("numbered", number=number, text="x" * 20_000)
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_processes_with_one_log_do_not_cut_each_others_lines(kind: str) -> None:
+    """Every line of every process is whole, says whose it is, and comes in its order."""
+    if kind == "pipe":
+        reader, writer = os.pipe()
+    else:
+        reader, writer = (end.detach() for end in socket.socketpair())
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(worker)], stderr=writer) for worker in (1, 2, 3)
+    ]
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        lines = [json.loads(line) for line in file]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    for worker in (1, 2, 3):
+        assert [line["number"] for line in lines if line["worker"] == worker] == list(range(60))
+
+
+HOLDER = """
+import fcntl, os, signal, sys
+fcntl.lockf(2, fcntl.LOCK_EX)
+print("locked", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@contextlib.contextmanager
+def stopped_in_its_turn(fd: int) -> Iterator[None]:
+    """Another process that was stopped in the middle of a batch."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, stderr=fd) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"locked\n"
+            yield
+        finally:
+            holder.kill()
+
+
+def test_a_stopped_process_does_not_silence_the_others(pipe: Pipe) -> None:
+    """Who waits in vain for its turn writes without it, and its end is as soon as ever."""
+    with stopped_in_its_turn(pipe.writer):
+        with logs.configured("json", "info", pipe.writer):
+            log.info("first")
+            time.sleep(0.2)  # its batch is waiting by now
+            log.info("second")
+            started = time.perf_counter()
+        assert time.perf_counter() - started < logs._FLUSH_TIMEOUT
+    assert [line["event"] for line in pipe.lines()] == ["first", "second"]
+
+
+def test_a_file_needs_no_turns(tmp_path: Path) -> None:
+    """What takes each write as one, such as a file or /dev/null, is not waited for."""
+    with (tmp_path / "log").open("wb") as file, stopped_in_its_turn(file.fileno()):
+        started = time.perf_counter()
+        with logs.configured("json", "info", file.fileno()):
+            log.info("only")
+        assert time.perf_counter() - started < logs._TURN
+    assert json.loads((tmp_path / "log").read_text())["event"] == "only"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), PermissionError()])
+def test_where_there_are_no_locks_lines_are_written(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """A lock that cannot be had costs nothing but its use."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with logs.configured("json", "info", pipe.writer):
+        log.info("only")
+    assert [line["event"] for line in pipe.lines()] == ["only"]
+
+
+def test_a_workers_lines_say_so(pipe: Pipe) -> None:
+    """The field stands right after the event in lines of both sources, in the console form too."""
+    with logs.configured("json", "info", pipe.writer, worker=3):
+        log.bind(listener="predict").info("ready", port=1)
+        logging.getLogger("asyncio").warning("slow")
+    ready, slow = pipe.lines()
+    assert list(ready)[1:] == ["level", "event", "worker", "listener", "port"]
+    assert list(slow)[1:] == ["level", "event", "worker", "logger"]
+    assert (ready["worker"], slow["worker"]) == (3, 3)
+    other = Pipe()
+    with logs.configured("console", "info", other.writer, worker=3):
+        log.info("ready", port=1)
+    assert other.text().endswith(" worker=3 port=1\n")
+    os.close(other.reader)
+
+
+# ---- the descriptor ----
 
 
 def test_a_pipe_that_would_block_loses_nothing(pipe: Pipe) -> None:

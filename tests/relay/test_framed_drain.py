@@ -5,8 +5,8 @@ import contextlib
 
 import pytest
 
-from tcpgw.relay import framed
-from tests.support.framed import FIFO, U32BE, ask, plane, session, u32be
+from tcpgw.relay import framed, stream_plane
+from tests.support.framed import FIFO, U32BE, ask, session, u32be
 from tests.support.streams import bed, in_time
 
 
@@ -17,7 +17,7 @@ async def test_drain_ends_quiet_connections() -> None:
         for client, instance in pairs[1:]:
             await ask(client, instance)
         began = asyncio.get_running_loop().time()
-        draining = asyncio.create_task(b.gateway.drain(30.0))
+        draining = asyncio.create_task(b.gateway.drain())
         for peer in (peer for pair in pairs for peer in pair):
             assert await peer.read_to_end() == b""
             peer.close()
@@ -50,7 +50,7 @@ async def test_drain_ends_a_busy_connection_with_its_last_answer() -> None:
                 assert await client.read(5) == u32be(b"a")
                 answered += 1
                 if answered == 3:
-                    draining = asyncio.create_task(b.gateway.drain(30.0))
+                    draining = asyncio.create_task(b.gateway.drain())
         client.close()
         await answering
         assert draining
@@ -69,7 +69,7 @@ async def test_drain_waits_for_the_end_of_a_frame(slow: str, listener: str) -> N
         await ask(client, instance)
         sender, reader = (client, instance) if slow == "client" else (instance, client)
         await sender.send(u32be(b"late")[:6])
-        draining = asyncio.create_task(b.gateway.drain(30.0))
+        draining = asyncio.create_task(b.gateway.drain())
         await asyncio.sleep(0.4)
         assert not b.lines
         await sender.send(u32be(b"late")[6:])
@@ -91,7 +91,7 @@ async def test_drain_waits_for_answers_that_are_owed(listener: str) -> None:
         client, instance = await b.pair()
         await client.send(u32be(b"q"))
         await instance.read(5)
-        draining = asyncio.create_task(b.gateway.drain(30.0))
+        draining = asyncio.create_task(b.gateway.drain())
         await asyncio.sleep(0.4)
         await client.send(u32be(b"r"))
         assert await instance.read(5) == u32be(b"r")
@@ -114,7 +114,7 @@ async def test_drain_does_not_wait_for_ever_for_answers(monkeypatch: pytest.Monk
         client, instance = await b.pair()
         await client.send(u32be(b"just so you know"))
         began = asyncio.get_running_loop().time()
-        draining = asyncio.create_task(b.gateway.drain(30.0))
+        draining = asyncio.create_task(b.gateway.drain())
         assert await client.read_to_end() == b""
         assert asyncio.get_running_loop().time() - began > 0.3
         assert await instance.read_to_end() == u32be(b"just so you know")
@@ -133,7 +133,7 @@ async def test_drain_waits_for_answers_in_order(monkeypatch: pytest.MonkeyPatch)
         assert await client.read(11) == u32be(b"welcome")
         await client.send(u32be(b"q"))
         assert await instance.read(5) == u32be(b"q")
-        draining = asyncio.create_task(b.gateway.drain(30.0))
+        draining = asyncio.create_task(b.gateway.drain())
         await asyncio.sleep(0.5)
         assert not b.lines
         await instance.send(u32be(b"a"))
@@ -165,10 +165,10 @@ async def test_drain_resets_nobody_who_was_just_sending() -> None:
 
 async def test_drain_does_not_wait_for_those_who_do_not_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that never looks at its idle connection does not hold up the stop."""
-    monkeypatch.setattr(framed, "_LINGER", 2)
+    monkeypatch.setattr(stream_plane, "_LINGER", 2)
     async with bed(listener=U32BE) as b:
         await b.pair()
-        await in_time(b.gateway.drain(30.0), 3.0)
+        await in_time(b.gateway.drain(), 3.0)
         assert (await b.line())["reason"] == "drained"
 
 
@@ -178,16 +178,16 @@ async def test_drain_of_a_connection_that_ends_by_itself() -> None:
         client, instance = await b.pair()
         await client.send(u32be(b"q"))
         await instance.read(5)
-        relay = await session(b)
-        relay.drain()
-        relay.drain()
+        await session(b)
+        b.listener.drain()
+        b.listener.drain()
         client.fin()
         await instance.send(u32be(b"a"))
         instance.close()
         assert await client.read_to_end() == u32be(b"a")
         line = await b.line()
-        assert not plane(b)._draining
-        assert plane(b)._timer is None
+        assert not b.listener.draining
+        assert b.listener.draining._timer is None
     assert line["reason"] == "client_fin"
 
 

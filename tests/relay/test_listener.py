@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Never
 
+import msgpack
 import pytest
 from structlog.testing import capture_logs
 
@@ -249,6 +250,36 @@ async def test_a_half_closed_connection_in_use_is_not_timed_out() -> None:
         assert (await b.line())["reason"] == "client_fin"
 
 
+# ---- figures ----
+
+
+async def test_figures_hold_what_ended_and_what_goes_on() -> None:
+    """Bytes of both, reasons of the ended; all in types that any codec can carry."""
+    async with bed(listener="max_connections = 2") as b:
+        assert b.listener.status() == {
+            "accepted": 0, "active": 0, "paused": 0, "accept_failures": 0, "bytes_in": 0, "bytes_out": 0,
+            "ended": {}, "drains": {},
+        }  # fmt: skip
+        for number in range(2):
+            client, instance = await b.pair()
+            await client.send(b"question")
+            assert await instance.read(8) == b"question"
+            await instance.send(b"answer")
+            assert await client.read(6) == b"answer"
+            if number == 0:
+                client.close()
+                instance.close()
+                await b.closed(1)
+        status = b.listener.status()
+        assert status == {
+            "accepted": 2, "active": 1, "paused": 0, "accept_failures": 0, "bytes_in": 16, "bytes_out": 12,
+            "ended": {"client_fin": 1}, "drains": {},
+        }  # fmt: skip
+        assert msgpack.unpackb(msgpack.packb(status)) == status
+        (outcome,) = b.gateway.relays.places.outcomes(b.pool).values()
+        assert (outcome.connected, outcome.failed) == (2, 0)
+
+
 # ---- log ----
 
 
@@ -277,7 +308,7 @@ async def test_a_bug_costs_one_connection(log_connections: bool) -> None:
     settings = loads(_SMALLEST, Path()).listener[0]
     with capture_logs() as logs:
         sock = bind_socket(settings.bind, settings.keepalive)
-        listener = Listener(settings, sock, StreamPlane(settings, choose), log_connections=log_connections)
+        listener = Listener(settings, (sock,), StreamPlane(settings, choose), log_connections=log_connections)
         listener.start()
         for _ in range(2):
             client = dial(sock.getsockname())

@@ -162,7 +162,9 @@ async def test_drain_lets_connections_finish() -> None:
     async with bed() as b:
         client, instance = await b.pair()
         address = client.sock.getpeername()
-        draining = asyncio.create_task(b.gateway.drain(10.0))
+        await client.send(b"a question")
+        assert await instance.read(10) == b"a question"
+        draining = asyncio.create_task(b.gateway.drain())
         await asyncio.sleep(0)
         with pytest.raises(ConnectionRefusedError):
             dial(address)
@@ -177,20 +179,26 @@ async def test_drain_lets_connections_finish() -> None:
 
 
 async def test_drain_ends_after_its_time() -> None:
-    """The connections that are left go on."""
+    """Who did not finish by then is reset, and its line says why."""
     async with bed() as b:
         client, instance = await b.pair()
-        await in_time(b.gateway.drain(0.05), 1.0)
-        assert len(b.listener.connections) == 1
-        await client.send(b"still")
-        assert await instance.read(5) == b"still"
-    assert reasons(b) == ["shutdown"]
+        await client.send(b"a question")
+        assert await instance.read(10) == b"a question"
+        await in_time(b.gateway.drain(0.0, 0.25), 3.0)
+        assert not b.listener.connections
+        assert await client.is_reset()
+        assert await instance.is_reset()
+        (line,) = b.lines
+        assert (line["reason"], line["error"]) == ("drained", "not ended within 0.25 s of its drain")
+        assert b.listener.status()["drains"] == {
+            "shutdown": {"started": 1, "finished": 0, "closed": 0, "reset": 1, "spared": 0}
+        }
 
 
 async def test_drain_without_connections() -> None:
     """Nothing to wait for."""
     async with bed() as b:
-        await in_time(b.gateway.drain(10.0), 1.0)
+        await in_time(b.gateway.drain(), 1.0)
 
 
 async def test_drain_waits_for_those_being_connected() -> None:
@@ -199,7 +207,7 @@ async def test_drain_waits_for_those_being_connected() -> None:
         async with bed(endpoints=[nobody], service='connect = { timeout = "100ms" }') as b:
             clients = [b.dial(source=f"127.0.0.{number}") for number in range(1, 9)]
             await until(lambda: b.listener.accepted == 8)
-            draining = asyncio.create_task(b.gateway.drain(10.0))
+            draining = asyncio.create_task(b.gateway.drain())
             for client in clients:
                 instance = await b.accept()
                 await instance.send(b"welcome")

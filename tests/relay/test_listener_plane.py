@@ -11,6 +11,7 @@ from types import MappingProxyType
 from structlog.testing import capture_logs
 
 from tcpgw.config.load import loads
+from tcpgw.relay.draining import Cause
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Connection, OnEnd
@@ -22,6 +23,7 @@ class Played:
     """A session that does as the test says, and keeps what the listener did."""
 
     received, sent = 3, 4
+    over = False
 
     def __init__(self, connection: Connection, on_end: OnEnd) -> None:
         self.connection = connection
@@ -38,8 +40,11 @@ class Played:
     def abort(self, reason: Reason, *, reset: bool) -> None:  # noqa: ARG002 - the interface's
         self.end(reason)
 
-    def drain(self) -> None:
+    def drain(self, reason: Reason = Reason.DRAINED) -> None:  # noqa: ARG002 - the interface's
         self.drains += 1
+
+    def look(self, now: float) -> None:
+        pass
 
     def tend(self, now: float) -> None:
         self.tended.append(now)
@@ -83,7 +88,7 @@ async def listening(plane: Plane, settings: str = "") -> AsyncIterator[tuple[Lis
     made = loads(text, Path()).listener[0]
     with capture_logs() as logs:
         sock = bind_socket(made.bind, made.keepalive)
-        listener = Listener(made, sock, plane)
+        listener = Listener(made, (sock,), plane)
         listener.start()
         client = dial(sock.getsockname())
         await until(lambda: listener.accepted)
@@ -152,6 +157,22 @@ async def test_sessions_are_tended() -> None:
         await until(lambda: len(tended) == 4)
         assert time.monotonic() - began < 0.2
         assert began <= tended[0] < tended[1] < tended[2] < tended[3] <= time.monotonic()
+
+
+async def test_a_drain_says_why() -> None:
+    """Stages are counted by the cause that it is given, of every connection once."""
+    plane = Plane()
+    plane.may_open.set()
+    async with listening(plane) as (listener, _, logs):
+        await until(lambda: plane.sessions and listener.connections[1].session)
+        listener.drain(cause=Cause.LISTENER_REMOVED)
+        listener.drain(0.0, 0.2)
+        await in_time(listener.drained())
+        assert listener.status()["drains"] == {
+            "listener_removed": {"started": 1, "finished": 0, "closed": 0, "reset": 1, "spared": 0}
+        }
+    (line,) = logs
+    assert (line["reason"], line["error"]) == ("drained", "not ended within 0.2 s of its drain")
 
 
 async def test_drain_asks_every_session() -> None:

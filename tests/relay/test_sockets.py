@@ -164,6 +164,25 @@ def test_two_that_bound_one_address() -> None:
                 listen(second, "here")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_address_may_be_shared(host: str) -> None:
+    """Several sockets listen on it if all of them say so; nobody else can join them."""
+    with bind_socket(Bind(host), 60.0, shared=True) as first:
+        port = first.getsockname()[1]
+        listen(first, "here")
+        with bind_socket(Bind(host, port), 60.0, shared=True) as second:
+            listen(second, "here")
+            assert second.getsockname() == first.getsockname()
+            with pytest.raises(BindError, match="Address already in use"):
+                bind_socket(Bind(host, port), 60.0)
+
+
+def test_a_socket_file_is_not_shared(tmp_path: Path) -> None:
+    """It is one file, which the second would take from the first."""
+    with bind_socket(unix(tmp_path / "s"), 60.0, shared=True), pytest.raises(BindError, match="another proc"):
+        bind_socket(unix(tmp_path / "s"), 60.0, shared=True)
+
+
 def test_a_live_socket_file_with_a_full_queue_is_left_alone(tmp_path: Path) -> None:
     """Also when the other process is too busy to take our probe, and without waiting for it."""
     path = tmp_path / "s"

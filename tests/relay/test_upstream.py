@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ import pytest
 from tcpgw.balancing.loads import Loads
 from tcpgw.balancing.policy import Keyless
 from tcpgw.endpoints import Endpoint, Member, Snapshot
-from tcpgw.errors import ConnectError
+from tcpgw.errors import ConnectError, OverloadError
 from tcpgw.pool import Pool
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.stream import Relay, Side
@@ -60,6 +61,10 @@ class Service:
         members = [Member(Endpoint.parse(a), w) for a, w in zip(addresses, weights, strict=True)]
         await pool.publish(Snapshot.of("s", members, taken_at=0.0))
         return cls(pool, policies, Upstream(pool, lambda _: 0, timeout=seconds, tries=tries))
+
+    async def publish(self, *addresses: str) -> None:
+        members = [Member(Endpoint.parse(address)) for address in addresses]
+        await self.pool.publish(Snapshot.of("s", members, taken_at=0.0, version=2))
 
     async def connect(self) -> Connected:
         connected = await in_time(self.upstream.connect(CLIENT, self._new_side))
@@ -255,3 +260,58 @@ async def test_an_instance_that_resets_at_once(alive: str) -> None:
                 assert s.pool.loads.total == 1
                 s.upstream.release(connected.endpoint)
         loop.remove_reader(sock)
+
+
+def outcomes(s: Service) -> list[tuple[int, int]]:
+    """Connected and failed of each endpoint that is known, in the order of candidates."""
+    known = s.upstream.outcomes
+    return [(known[e].connected, known[e].failed) for e in s.policy.order if e in known]
+
+
+async def test_outcomes_are_counted(alive: str, dead: list[str]) -> None:
+    """Each try counts for the endpoint that it was made at, and one that was not asked is not known."""
+    async with service([*dead[:2], alive, dead[3]]) as s:
+        for _ in range(3):
+            s.upstream.release((await s.connect()).endpoint)
+        assert outcomes(s) == [(0, 3), (0, 3), (3, 0)]
+
+
+async def test_our_own_failures_are_no_outcomes(alive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance is not blamed for what the gateway has too little of, nor for a client that gave up."""
+    with silent() as nobody:
+        async with service([nobody, alive]) as s:
+            task = asyncio.create_task(s.connect())
+            await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+            async def fail(*_: object) -> Side:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            monkeypatch.setattr(s.upstream, "_dial", fail)
+            with pytest.raises(OverloadError):
+                await s.connect()
+            assert outcomes(s) == []
+
+
+async def test_outcomes_of_endpoints_that_left(alive: str, dead: list[str]) -> None:
+    """They are forgotten when there is something new to remember, unless they have connections."""
+    with listening() as sock, listening() as third:
+        async with service([dead[0], alive, text(sock)]) as s:
+            first = await s.connect()
+            known = s.upstream.outcomes
+            await s.publish(text(sock))
+            second = await s.connect()
+            assert known.keys() == {Endpoint.parse(alive), Endpoint.parse(text(sock))}
+            s.upstream.release(first.endpoint)
+            s.upstream.release(second.endpoint)
+            await s.publish(text(third))
+            s.upstream.release((await s.connect()).endpoint)
+            assert known.keys() == {Endpoint.parse(text(third))}
+
+
+async def test_upstreams_may_count_together(alive: str) -> None:
+    """A service has one account for all of its listeners."""
+    async with service([alive]) as s:
+        other = Upstream(s.pool, lambda _: 0, timeout=1.0, tries=1, outcomes=s.upstream.outcomes)
+        assert other.outcomes is s.upstream.outcomes

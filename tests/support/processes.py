@@ -79,39 +79,39 @@ class GatewayProcess:
         assert len(found) == count
         return found
 
+    @property
+    def worker(self) -> int:
+        """The process that relays, where there is one such."""
+        (pid,) = self.ready["workers"]
+        return int(pid)
+
     def rss(self) -> int:
-        """Resident memory in bytes."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        """Resident memory of the worker in bytes."""
+        pages = Path(f"/proc/{self.worker}/statm").read_text().split()[1]
         return int(pages) * resource.getpagesize()
 
     def cpu_seconds(self) -> float:
-        """User and system time so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        """User and system time of the worker so far."""
+        fields = Path(f"/proc/{self.worker}/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def open_files(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return len(list(Path(f"/proc/{self.worker}/fd").iterdir()))
 
 
 @contextlib.contextmanager
 def gateway(folder: Path, config: str, *, files: int | None = None) -> Iterator[GatewayProcess]:
-    """Run a gateway, with `files` open files at most. It must end well, without a warning or a traceback."""
+    """Run a gateway with one worker, and `files` open files at most.
+
+    It must end well, without a warning or a traceback.
+    """
     file, log = folder / "tcpgw.toml", folder / "tcpgw.log"
-    file.write_text(config + "\n[gateway]\ndrain = '100ms'\n")
+    file.write_text(config + "\n[gateway]\nworkers = 1\ndrain = '100ms'\nhard_stop = '200ms'\n")
     limited = ["prlimit", f"--nofile={files}"] if files else []
-    command: list[str | Path] = [
-        *limited,
-        sys.executable,
-        "-W",
-        "always::ResourceWarning",
-        "-m",
-        "tcpgw",
-        "run",
-        "-c",
-        file,
-    ]
-    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as process:
+    command: list[str | Path] = [*limited, sys.executable, "-m", "tcpgw", "run", "-c", file]
+    environment = {**os.environ, "PYTHONWARNINGS": "always::ResourceWarning"}  # the worker's too
+    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr, env=environment) as process:
         try:
             yield GatewayProcess(process, log)
         finally:

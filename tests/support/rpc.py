@@ -446,6 +446,7 @@ def configuration(
 def _check_accounts(made: Bed) -> None:
     listeners = made.gateway.listeners.values()
     assert not any(listener.connections for listener in listeners)
+    assert not any(listener.draining or listener.draining._timer for listener in listeners)
     ended = sum(listener.ended.total() for listener in listeners)
     assert sum(listener.accepted for listener in listeners) == len(made.lines) == ended
     assert made.held == 0

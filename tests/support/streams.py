@@ -269,6 +269,8 @@ async def bed(
 def _check_accounts(running: Bed) -> None:
     listener = running.listener
     assert not listener.connections
+    assert not listener.draining
+    assert listener.draining._timer is None
     assert listener.accepted == len(running.lines) == listener.ended.total()
     for line in running.lines:
         assert _FIELDS <= line.keys() <= _FIELDS | _OPTIONAL_FIELDS, line

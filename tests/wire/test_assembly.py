@@ -341,3 +341,23 @@ def test_a_large_frame_is_refused_where_it_goes_wrong() -> None:
         assert Scanner.scanned == at + LARGE - 4
     with pytest.raises(ProtocolError, match="one MessagePack value"):
         assembler.feed(b"\xc1")
+
+
+# ---- another limit ----
+
+
+@forms
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_another_limit_holds_for_what_comes(form: str, cut: int) -> None:
+    """A message beyond the old limit passes under a higher one, and under a lower one it is refused again."""
+    _, write = FORMS[form]
+    message, sink = write(100, 0), Collector()
+    made: FrameAssembler | ObjectAssembler
+    made = FrameAssembler(sink, 50) if form == "framed" else ObjectAssembler(sink, 50, MsgpackSplitter(50))
+    sink.drive(made, [write(1, 0)])
+    made.limit(200)
+    sink.drive(made, [message[:cut], message[cut:]])
+    assert sink.messages == [write(1, 0), message]
+    made.limit(50)
+    with pytest.raises(FrameTooLargeError):
+        sink.drive(made, [message])

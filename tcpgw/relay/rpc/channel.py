@@ -155,6 +155,7 @@ class Channel(asyncio.Protocol):
             last.rule.latency.add(now - last.came, alike)
             answered += alike
         if answered:
+            self.lane.service.answers += answered
             self.lane.finished(answered, now - oldest)
         if mux.large:
             self._answer_large(now)
@@ -180,6 +181,7 @@ class Channel(asyncio.Protocol):
                 batch.rule.latency.add(now - batch.came)
                 client.deliver(parts, 1)
             self._memory.grant()
+            self.lane.service.answers += 1
             self.lane.finished(1, now - batch.came)
 
     def _fail(self) -> None:

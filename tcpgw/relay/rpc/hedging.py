@@ -28,7 +28,7 @@ class Hedging:
 
     def __init__(self, rule: Rule, hedge: Callable[[Call], None]) -> None:
         self._hedge = hedge
-        self._fixed = rule.hedge if isinstance(rule.hedge, float) else 0.0
+        self._rule = rule
         self._recent = RunningQuantile(0.95)
         self._waiting: list[tuple[float, int, Call]] = []  # a heap: a p95 that falls overtakes
         self._order = count()
@@ -38,7 +38,8 @@ class Hedging:
 
     def add(self, call: Call) -> None:
         """`hedge` is called with it after the delay, unless it is done by then."""
-        delay = self._fixed or self._recent.value
+        hedge = self._rule.hedge  # may have changed
+        delay = hedge if isinstance(hedge, float) else self._recent.value
         if not delay:
             return  # too few answers to know what is late
         waiting = self._waiting

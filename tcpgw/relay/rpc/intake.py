@@ -48,7 +48,7 @@ class Intake:
 
     def __init__(self, plane: RpcPlane, session: RpcSession) -> None:
         self.full = False
-        self.turn: Turn | None = plane.each  # or that of the target
+        self.turn: Turn | None  # the plane's `each`, or that of the target
         self.reserved = False
         self.handled = 0
         self.looked = False
@@ -56,15 +56,25 @@ class Intake:
         self.start = b""  # of the first read
         self._plane = plane
         self._session = session
-        self._service, self._position = session.home
-        self._most = plane.settings.max_inflight
+        self._assembler: FrameAssembler | ObjectAssembler | None = None
+        self.changed()
+
+    def changed(self) -> None:
+        """Take what the plane and the session's home say now. Nothing of the session lies in a turn."""
+        plane, settings = self._plane, self._plane.settings
+        self.turn = None if self.bare else plane.each
+        self._service, self._position = self._session.home
+        self._most = settings.max_inflight
         self._plain = plane.routing.plain
         self._by_name = plane.routing.by_name
-        self._assembler: FrameAssembler | ObjectAssembler | None = None
         self._pool = self._service.pool
         self._epoch = -1  # of the pool, when _target was chosen
         self._target: Target | None = None  # where its key belongs, whatever the load
         self._share = 0.0  # of the load that it may have
+        if isinstance(self._assembler, FrameAssembler):
+            self._assembler.limit(settings.max_frame, plane.inner)
+        elif self._assembler is not None:
+            self._assembler.limit(settings.max_frame)
 
     @property
     def held(self) -> int:

@@ -55,6 +55,19 @@ class Memory:
         self._unread: dict[Client, int] = {}
         self._passing = False  # between pass_on and grant
 
+    def resize(self, limit: int) -> None:
+        """Take another limit. What is held beyond a lower one stays, and nothing is added to it.
+
+        Who waits with a request that can never fit is cut off: it would keep all behind it waiting for ever.
+        """
+        self.limit = limit
+        self._for_requests = limit - limit // _FOR_ANSWERS
+        for client, (size, _) in list(self._waiting.items()):
+            if size > self._for_requests:
+                client.cut(f"a request of {size} bytes does not fit into rpc_memory any more")
+        if not self._passing:
+            self.grant()
+
     def take(self, size: int) -> bool:
         """Reserve for an answer, if there is room or can be made. Followed by `give` of as much.
 

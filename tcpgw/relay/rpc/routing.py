@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ _REMEMBERED = 1024
 
 
 class Rule:
-    """What holds for the requests of a method, and what they came to.
+    """What holds for the requests of a method, and what they came to, which a `change` goes on counting.
 
     `hedge`: None, seconds, or "p95". `priority`: 0 before 1 before 2. `limit`: requests in flight, or None.
     """
@@ -42,6 +42,34 @@ class Rule:
         denied: bool = False,
     ) -> None:
         self.name = name
+        self.inflight = 0  # of requests that a Call remembers
+        self.failed = 0  # answered with an error of the gateway's
+        self.latency = Histogram()
+        self.change(
+            timeout=timeout,
+            service=service,
+            idempotent=idempotent,
+            hedge=hedge,
+            priority=priority,
+            limit=limit,
+            denied=denied,
+        )
+
+    def change(
+        self,
+        *,
+        timeout: float,
+        service: RpcService | None = None,
+        idempotent: bool = False,
+        hedge: float | str | None = None,
+        priority: int = 1,
+        limit: int | None = None,
+        denied: bool = False,
+    ) -> None:
+        """Say something else of the requests that come from now on. Make the Routing anew after it.
+
+        Those under way keep their deadlines.
+        """
         self.service = service  # None: the listener's route
         self.timeout = timeout
         self.idempotent = idempotent
@@ -49,9 +77,6 @@ class Rule:
         self.priority = priority
         self.limit = limit
         self.denied = denied
-        self.inflight = 0  # of requests that a Call remembers
-        self.failed = 0  # answered with an error of the gateway's
-        self.latency = Histogram()
 
     @property
     def ordinary(self) -> bool:
@@ -68,6 +93,7 @@ class Rules:
 
     def __init__(self, default: Rule, patterns: Mapping[str, Rule]) -> None:
         self.default = default
+        self.patterns = patterns
         self.all = (default, *patterns.values())
         self._known = {name.encode(): rule for name, rule in patterns.items() if not name.endswith("*")}
         self._prefixes = sorted(
@@ -137,6 +163,11 @@ class Routing:
         self.looks = not self.by_name  # whether the parameters are
         self.plain = rules.default if self.by_name and len(rules.all) == 1 else None
         self._by_name: dict[bytes, Rule | None] = {}
+
+    @property
+    def services(self) -> Collection[RpcService]:
+        """All that requests may go to."""
+        return self._keys.keys()
 
     def home(self, client: Address | None) -> tuple[RpcService, int]:
         """The service and the position of a client whose requests all have one key."""

@@ -23,12 +23,13 @@ from tcpgw.wire.codec import Codec, Entry, Piece
 from tcpgw.wire.mux import Failed, Mux, Unsent
 
 if TYPE_CHECKING:
-    from tcpgw.config.service import Rpc
+    from tcpgw.config.service import Connect, Rpc
     from tcpgw.endpoints import Endpoint
     from tcpgw.pool import Pool
     from tcpgw.relay.rpc.channel import Channel
     from tcpgw.relay.rpc.lane import Lane
     from tcpgw.relay.rpc.memory import Memory
+    from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.routing import Rule
 
 # Seconds between looks at deadlines: one sweep for all instead of a timer for each request.
@@ -54,6 +55,18 @@ class Protocol:
     max_frame: int
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What the configuration says of a service's requests. With other ones it is another RpcService.
+
+    `observes`: its policy looks at latencies.
+    """
+
+    rpc: Rpc
+    connect: Connect
+    observes: bool
+
+
 class RpcService:
     """Owns its targets while `run` runs. Made and used in one running event loop."""
 
@@ -61,28 +74,31 @@ class RpcService:
         self,
         pool: Pool,
         protocol: Protocol,
-        settings: Rpc,
+        terms: Terms,
         memory: Memory,
-        *,
-        connect_timeout: float,
-        tries: int,
-        observes: bool,
     ) -> None:
         self.pool = pool
         self.name = pool.service
-        self.settings = settings
+        self.protocol = protocol
+        self.terms = terms
+        self.settings = terms.rpc
         self.memory = memory
-        self.connect_timeout = connect_timeout
-        self.observes = observes  # whether the policy looks at latencies
+        self.connect_timeout = terms.connect.timeout
+        self.observes = terms.observes
         self.targets: dict[Endpoint, Target] = {}
         self.crowded: set[Lane] = set()  # where something waits
-        self.retries = RetryBudget(settings.retry_budget)
-        self.hedges = HedgeBudget(settings.hedge_budget)
-        self.expired = 0  # requests whose deadline passed
+        self.retries = RetryBudget(terms.rpc.retry_budget)
+        self.hedges = HedgeBudget(terms.rpc.hedge_budget)
+        self.answers = 0  # that came from instances
+        self.failed = 0  # requests answered with an error of the gateway's
+        self.expired = 0  # requests whose deadline passed, of those
         self.retried = 0
         self.hedged = 0
-        self._protocol = protocol
-        self._tries = tries
+        # Endpoints that left, by what became of them, as the stages of `draining.Draining`; and the requests
+        # that those had under way which were cut.
+        self.drains = {"started": 0, "closed": 0, "reset": 0, "spared": 0}
+        self.requests_cut = 0
+        self._tries = terms.connect.candidates
         self._retired: list[Target] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._least_timeout = 3600.0
@@ -92,16 +108,53 @@ class RpcService:
         self._hedging: dict[Rule, Hedging] = {}
 
     def new_mux(self) -> Mux:
-        protocol = self._protocol
+        protocol = self.protocol
         most = protocol.max_frame + _GROWTH
         return Mux(protocol.instance, protocol.client, most, self.memory, framed=protocol.framed)
 
     def expect(self, rules: Iterable[Rule], *, own_deadlines: bool) -> None:
-        """Tell which rules its requests will have. Call for each listener before `run`."""
+        """Tell which rules its requests will have. For each listener, first and at each change."""
         for rule in rules:
+            # It only falls: requests with what was shorter before may still be under way.
             self._least_timeout = 0.0 if own_deadlines else min(self._least_timeout, rule.timeout)
-            if rule.hedge is not None:
+            if rule.hedge is None:
+                self._end_hedging(rule)
+            elif rule not in self._hedging:
                 self._hedging[rule] = Hedging(rule, self._hedge)
+
+    def dismiss(self, rules: Iterable[Rule]) -> None:
+        """No request with these rules comes any more. Idempotent."""
+        for rule in rules:
+            self._end_hedging(rule)
+
+    def _end_hedging(self, rule: Rule) -> None:
+        hedging = self._hedging.pop(rule, None)
+        if hedging is not None:
+            hedging.close()
+
+    def forget_plane(self, plane: RpcPlane) -> None:
+        """That plane is no more. Idempotent."""
+        for target in (*self.targets.values(), *self._retired):
+            target.forget(plane)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        lanes = [lane for one in (*self.targets.values(), *self._retired) for lane in one.lanes]
+        channels = [channel for lane in lanes for channel in lane.channels]
+        return not any(lane.queue for lane in lanes) and not any(
+            channel.mux.pending or channel.mux.parts for channel in channels
+        )
+
+    def status(self) -> dict[str, int]:
+        """What requests came to, since the start."""
+        return {
+            "answered": self.answers,
+            "failed": self.failed,
+            "expired": self.expired,
+            "retried": self.retried,
+            "hedged": self.hedged,
+        }
 
     # ---- life ----
 
@@ -131,6 +184,7 @@ class RpcService:
             self.targets[endpoint] = self._revive(endpoint) or Target(endpoint, self)
         leaving = [self.targets.pop(endpoint) for endpoint in self.targets.keys() - wanted]
         self._retired += leaving
+        self.drains["started"] += len(leaving)
         for target in leaving:
             target.retire(now)
 
@@ -138,6 +192,7 @@ class RpcService:
         for target in self._retired:
             if target.endpoint == endpoint:
                 self._retired.remove(target)
+                self.drains["spared"] += 1
                 target.revive()
                 return target
         return None
@@ -263,7 +318,7 @@ class RpcService:
             return pieces, call.body
         head, (start, end) = bytes(pieces[0]), call.field
         left = max(0.0, (call.deadline - time.monotonic()) * 1000)
-        field = self._protocol.client.put_number(head, call.field, left)
+        field = self.protocol.client.put_number(head, call.field, left)
         return [head[:start], field, head[end:], *pieces[1:]], call.body + len(field) - (end - start)
 
     def sent(self, call: Call) -> int:
@@ -280,9 +335,10 @@ class RpcService:
             call.pieces = None
             held, call.held = call.held, 0
             return held
-        if call.rule.hedge is not None and len(call.tried) == 1:
+        hedging = self._hedging.get(call.rule)
+        if hedging is not None and len(call.tried) == 1:
             self.hedges.deposit()
-            self._hedging[call.rule].add(call)
+            hedging.add(call)
         return 0
 
     # ---- ends of a request ----
@@ -295,8 +351,8 @@ class RpcService:
         call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
         self._finish(call)
         call.rule.latency.add(now - call.started)
-        if call.rule.hedge is not None:
-            self._hedging[call.rule].observe(now - call.started)
+        if self._hedging and (hedging := self._hedging.get(call.rule)) is not None:
+            hedging.observe(now - call.started)
         call.client.deliver(parts, 1)
 
     def answer_lost(self, lost: Failed, channel: Channel) -> None:
@@ -304,7 +360,7 @@ class RpcService:
         endpoint = channel.lane.endpoint
         call: Call | None = lost.batch.call
         if call is None:
-            lost.batch.rule.failed += 1
+            self._count_failed(lost.batch.rule)
             lost.owner.fail(lost.token, lost.code, lost.why, endpoint)
         elif not call.done:
             call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
@@ -313,12 +369,16 @@ class RpcService:
     def fail(self, call: Call, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
         """Answer in an instance's stead."""
         self._finish(call)
-        call.rule.failed += 1
+        self._count_failed(call.rule)
         if call.is_request:
             call.client.fail(call.message.token, code, text, endpoint)
         else:
             call.client.lost_notifications += 1
             call.client.settle()
+
+    def _count_failed(self, rule: Rule) -> None:
+        rule.failed += 1
+        self.failed += 1
 
     def forget(self, call: Call) -> None:
         """Its client is gone: what waits does not go out. What is under way is only not awaited."""
@@ -347,6 +407,8 @@ class RpcService:
         self._active = self.pool.loads.total  # those that are lost now among them
         sent, unsent = channel.mux.lose()
         text = f"the connection to {target.endpoint} broke: {channel.why}"
+        if target.retired_at is not None and time.monotonic() - target.retired_at >= _DRAIN:
+            self.requests_cut += len(sent) + len(unsent)
         if sent or unsent:
             target.end(len(sent) + len(unsent), self.connect_timeout)
         for entry in sent:
@@ -359,7 +421,7 @@ class RpcService:
         client, token, batch = entry
         call: Call | None = batch.call
         if call is None:
-            batch.rule.failed += 1
+            self._count_failed(batch.rule)
             client.fail(token, Code.UPSTREAM_LOST, text, endpoint)
         elif call.done:
             return
@@ -373,7 +435,7 @@ class RpcService:
         client, rule, started = request.owner, request.batch.rule, request.batch.came
         call: Call | None = request.batch.call
         frame = request.frame
-        message = self._protocol.instance.read(frame, 0, len(frame))
+        message = self.protocol.instance.read(frame, 0, len(frame))
         pieces: list[Piece] = [frame[message.rest :]]
         if call is None:
             rule.inflight += 1
@@ -462,7 +524,7 @@ class RpcService:
             text = f"no answer from {target.endpoint} in time"
             call: Call | None = batch.call
             if call is None:
-                batch.rule.failed += 1
+                self._count_failed(batch.rule)
                 client.fail(token, Code.DEADLINE_EXCEEDED, text, target.endpoint)
             elif not call.done:
                 call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
@@ -486,6 +548,7 @@ class RpcService:
         assert target.retired_at is not None  # noqa: S101
         if not target.load.inflight or now - target.retired_at >= _DRAIN:
             self._retired.remove(target)
+            self.drains["reset" if target.load.inflight else "closed"] += 1
             task = asyncio.get_running_loop().create_task(target.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

@@ -53,7 +53,9 @@ class RpcSession(asyncio.Protocol):
     __slots__ = (
         "_after",
         "_begun",
+        "_drained_at",
         "_early",
+        "_ending",
         "_error",
         "_intake",
         "_lanes",
@@ -104,6 +106,8 @@ class RpcSession(asyncio.Protocol):
         self.bulky = False  # its answers are large lately: they come by the bulk lane
         self.ended = False  # it sent FIN
         self.draining = False
+        self._drained_at = 0.0
+        self._ending = Reason.DRAINED  # what a drain is for
         self.gone = False  # or about to be: nothing is sent to it any more
         self._unlike = False  # gone, or it speaks without lengths: answers need a closer look
         self.home = plane.routing.home(connection.client)
@@ -163,6 +167,27 @@ class RpcSession(asyncio.Protocol):
         self.requests += 1
         reads[self] = data
 
+    def settle_turn(self) -> None:
+        """Have what lies in a turn passed on now."""
+        turn = self._intake.turn
+        if turn is not None and self in turn.reads:
+            turn.run()
+
+    def changed(self) -> None:
+        """Its plane has other settings or another routing. After `settle_turn`, not within a read."""
+        settings = self._plane.settings
+        self.home = self._plane.routing.home(self.client)
+        self.service, _ = self.home
+        self._most = settings.max_inflight
+        self.turn = None
+        if self.gone:
+            return
+        self._intake.changed()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(high=settings.buffer)
+            if self._after:
+                self._look()  # it may be full no more
+
     def taken_back(self, data: bytes, *, looked: bool = False) -> None:
         """What was read was not passed on by its turn, and did not count.
 
@@ -212,6 +237,7 @@ class RpcSession(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._plane.sessions.discard(self)
         self._leave()
         fin = Reason.CLIENT_FIN if self.ended or exc is None else Reason.CLIENT_RESET
         self._on_end(self._reason or fin, self._error)
@@ -234,6 +260,9 @@ class RpcSession(asyncio.Protocol):
     def placed(self, method: bytes, head: bytes, rule: Rule) -> int:
         """The position of a request of this client's, whose method and what follows are its `head`."""
         plane = self._plane
+        services = plane.routing.services
+        if self.home[0] not in services or (rule.service is not None and rule.service not in services):
+            return self.home[1]  # of a time before a change: no key is known for it any more
         return plane.routing.find(plane.answers, method, head[:LOOK], rule, self.home, self.client)[1]
 
     def sends(self, seconds: float, rate: int) -> bool:
@@ -420,7 +449,7 @@ class RpcSession(asyncio.Protocol):
         elif self.ended:
             self._transport.close()
         elif not self._intake.held or self._last:
-            self._reason = self._reason or Reason.DRAINED
+            self._reason = self._reason or self._ending
             self._hang_up()
             self._loop.call_later(_LINGER, self._transport.close)
 
@@ -442,14 +471,23 @@ class RpcSession(asyncio.Protocol):
         if self._transport is not None:
             drop(self._transport, reset=reset or self._transport.get_write_buffer_size() > 0)
 
-    def drain(self) -> None:
+    def drain(self, reason: Reason = Reason.DRAINED) -> None:
         """End when everything that was asked is answered: at the boundary of a frame, both ways.
 
         A client that goes on asking is not read any more after a while: what it asks then was never taken.
         """
+        if not self.draining:
+            self._drained_at, self._ending = monotonic(), reason
         self.draining = self._after = True
-        self._loop.call_later(_LAST_CALL, self._stop_reading)
         self._look()
+
+    @property
+    def over(self) -> bool:
+        return self.gone
+
+    def look(self, now: float) -> None:
+        if now - self._drained_at >= _LAST_CALL and not self._last:
+            self._stop_reading()
 
     def _stop_reading(self) -> None:
         if not self.gone and self._transport is not None:

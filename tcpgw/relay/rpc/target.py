@@ -62,11 +62,18 @@ class Target:
         return min(room, ceil(within / (1.0 - share))) if within > 0 else 0
 
     def turn(self, plane: RpcPlane) -> HomeTurn:
-        """What clients of this listener that belong here are to put their reads into, in this epoch."""
+        """What clients of this listener that belong here are to put their reads into.
+
+        Another one in each epoch, and for each routing.
+        """
         turn = self._turns.get(plane)
-        if turn is None or turn.epoch != self.pool.epoch:
+        if turn is None or turn.epoch != self.pool.epoch or turn.routing is not plane.routing:
             turn = self._turns[plane] = HomeTurn(plane, self, self.pool.epoch)
         return turn
+
+    def forget(self, plane: RpcPlane) -> None:
+        """Its clients come here no more. Idempotent."""
+        self._turns.pop(plane, None)
 
     @property
     def alive(self) -> bool:

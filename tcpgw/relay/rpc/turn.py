@@ -32,16 +32,19 @@ _Read = tuple["RpcSession", bytes]
 
 
 class Turn(ABC):
-    """`reads` is what clients sent since the last run, once for each: who has more to give runs it first.
+    """Of one plane, and for as long as that has this `routing`.
+
+    `reads` is what clients sent since the last run, once for each: who has more to give runs it first.
 
     Each is of `small` bytes at most, and counts as one request of its session until it is `taken_back`.
     """
 
-    __slots__ = ("_came", "_plane", "reads", "small")
+    __slots__ = ("_came", "_plane", "reads", "routing", "small")
 
     def __init__(self, plane: RpcPlane) -> None:
         self.reads: _Reads = {}
         self.small = plane.small
+        self.routing = plane.routing
         self._plane = plane
         self._came = 0.0
 
@@ -82,7 +85,7 @@ class HomeTurn(Turn):
         self._lane = target.main
         self._pool = target.pool
         self._share = self._pool.share(target.endpoint)
-        self._batches = _Batches(plane) if plane.routing.plain is None else None
+        self._batches = _Batches(plane) if self.routing.plain is None else None
 
     def _pass_on(self, reads: _Reads) -> None:
         room = self._room()
@@ -110,7 +113,7 @@ class HomeTurn(Turn):
 
     def _send(self, reads: _Reads, channel: Channel) -> list[_Read]:
         """Send what is one ordinary request each; returns the others."""
-        batches, plain = self._batches, self._plane.routing.plain
+        batches, plain = self._batches, self.routing.plain
         if batches is not None:
             batches.renew(channel.came)
         batch = channel.batch(plain) if plain is not None else None
@@ -124,7 +127,8 @@ class _Batches(dict[bytes, Batch | None]):
 
     def __init__(self, plane: RpcPlane) -> None:
         super().__init__()
-        self._plane = plane
+        self._codec = plane.answers
+        self._routing = plane.routing
         self._came = 0.0
 
     def renew(self, came: float) -> None:
@@ -133,7 +137,7 @@ class _Batches(dict[bytes, Batch | None]):
         self._came = came
 
     def __missing__(self, name: bytes) -> Batch | None:
-        rule = self._plane.routing.ordinary(self._plane.answers, name)
+        rule = self._routing.ordinary(self._codec, name)
         batch = self[name] = Batch(self._came, rule) if rule is not None else None
         return batch
 
@@ -191,7 +195,7 @@ class EachTurn(Turn):
         `reduced`: what became of the deadlines of those before it. `channels`: which the caller will flush;
         without these that is done at the end of this turn of the loop.
         """
-        codec, routing = self._plane.answers, self._plane.routing
+        codec, routing = self._plane.answers, self.routing
         token, name, rest, end = seen
         rule = routing.ordinary(codec, name)
         if rule is None:

@@ -108,6 +108,34 @@ def test_who_leaves_is_not_granted_and_holds_nothing() -> None:
     assert memory.held == 0
 
 
+def test_more_room_is_granted_at_once() -> None:
+    """With a higher limit those who wait begin, in order."""
+    memory = Memory(LIMIT)
+    one, other, last = some(memory, 3)
+    assert memory.begin(one, FOR_REQUESTS)
+    assert not memory.begin(other, FOR_REQUESTS)
+    assert not memory.begin(last, FOR_REQUESTS)
+    memory.resize(2 * LIMIT)
+    assert (other.grants, last.grants) == (1, 0)
+    for client in (one, other, last):
+        memory.leave(client)
+    assert memory.held == 0
+
+
+def test_with_less_room_what_is_held_stays() -> None:
+    """Nothing is added before enough was given back; who can never fit is cut off, and the next one goes."""
+    memory = Memory(LIMIT)
+    one, great, small = some(memory, 3)
+    assert memory.begin(one, FOR_REQUESTS)
+    assert not memory.begin(great, FOR_REQUESTS)
+    assert not memory.begin(small, 10)
+    memory.resize(LIMIT // 2)
+    assert (len(great.ends), small.ends, one.ends) == (1, [], [])
+    assert not memory.keep(1)
+    memory.give(memory.whole(one))
+    assert (great.grants, small.grants, memory.held) == (0, 1, 10)
+
+
 # ---- slow readers ----
 
 

@@ -1,0 +1,88 @@
+"""The control socket: what the commands `reload`, `upgrade` and `status` ask a running gateway for."""
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from tcpgw.errors import ConfigError, TcpgwError
+from tcpgw.process.control import places, usable
+from tcpgw.service import RpcError, Service
+
+log = structlog.get_logger()
+
+REFUSED = "refused"
+"""The code of an error where the configuration is at fault."""
+FAILED = "failed"
+"""The code of any other."""
+
+
+class RunningError(TcpgwError):
+    """Another gateway runs with this configuration."""
+
+    blame = "operator"
+
+
+@contextlib.asynccontextmanager
+async def controlled(
+    config: Path, methods: Mapping[str, Callable[[], Any]], *, replaces: bool = False
+) -> AsyncIterator[Path | None]:
+    """Answer on the control socket for as long as the context lasts; yield where that is.
+
+    Without a place for it the gateway runs all the same, and None is yielded: signals still work. `replaces`:
+    this process takes over from the one that answers there now. Raises RunningError where one does otherwise.
+    """
+    place = next(filter(usable, places(config, os.environ)), None)
+    if place is None:
+        tried = ", ".join(str(place.parent) for place in places(config, os.environ))
+        log.warning(
+            "no_control_socket", hint=f"no folder of ours for it: {tried}; signals work, `tcpgw status` not"
+        )
+        yield None
+        return
+    if not replaces and _answers(place):
+        raise RunningError(
+            f"a gateway runs with {config} already, and answers at {place}:"
+            " use `tcpgw reload` or `tcpgw upgrade`"
+        )
+    # Under another name first: whoever asks finds the old one or the new one, and never nobody.
+    unfinished = place.with_name(f"{os.getpid()}.tmp")
+    service = Service({name: _guarded(method) for name, method in methods.items()}, stop_timeout=1.0)
+    async with contextlib.AsyncExitStack() as stack:
+        mask = os.umask(0o177)
+        try:
+            await stack.enter_async_context(service.serving(f"unix:{unfinished}"))
+        finally:
+            os.umask(mask)
+        unfinished.rename(place)
+        inode = place.stat().st_ino
+        try:
+            yield place
+        finally:
+            with contextlib.suppress(OSError):
+                if place.stat().st_ino == inode:  # else the successor's
+                    place.unlink()
+
+
+def _guarded(method: Callable[[], Any]) -> Callable[[], Any]:
+    async def call() -> Any:
+        try:
+            return await method()
+        except ConfigError as exc:
+            raise RpcError(REFUSED, str(exc)) from None
+        except TcpgwError as exc:
+            raise RpcError(FAILED, str(exc)) from None
+
+    return call
+
+
+def _answers(place: Path) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        probe.connect(str(place))
+        return True
+    return False

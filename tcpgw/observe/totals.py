@@ -1,0 +1,31 @@
+"""Sums of what workers counted: the same table of numbers from each, whatever is in it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+GAUGES = frozenset({"active", "inflight", "draining", "waiting"})
+"""What is so at a moment: of a worker that is gone it is nothing."""
+
+
+def summed(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add numbers under the same keys, at any depth. Of what is no number, the last counts."""
+    total: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            before = total.get(key)
+            if isinstance(value, Mapping):
+                total[key] = summed([before or {}, value])
+            elif before is not None and isinstance(value, int | float):
+                total[key] = before + value
+            else:
+                total[key] = value
+    return total
+
+
+def counted(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stays of a table when its worker is gone."""
+    return {
+        key: counted(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if key not in GAUGES
+    }

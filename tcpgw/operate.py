@@ -1,0 +1,117 @@
+"""The commands that ask a running gateway: `tcpgw status`, `tcpgw reload`, `tcpgw upgrade`."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from tcpgw.app.control import REFUSED
+from tcpgw.client import RpcError, SyncClient
+from tcpgw.errors import ConnectError, TcpgwError
+from tcpgw.process.control import places
+
+out = Console(highlight=False, markup=False)
+
+ConfigFile = Annotated[
+    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration that the gateway runs with.")
+]
+
+# Seconds: a reload waits for the first snapshots of new services, an upgrade for those of all.
+_PATIENCE = 600.0
+
+
+def reload(config: ConfigFile) -> None:
+    """Have the running gateway read its configuration again; connections go on.
+
+    Prints what changed. Exit code 2: the file is not valid, and the configuration in force stays as it was.
+    """
+    changes = _ask(config, "reload")
+    for line in changes:
+        typer.echo(line)
+    if not changes:
+        typer.echo("nothing changed")
+
+
+def upgrade(config: ConfigFile) -> None:
+    """Have the running gateway replaced by the version installed now; no client is refused.
+
+    The new one takes over the listening sockets, the old one drains.
+    """
+    successor = _ask(config, "upgrade")
+    typer.echo(
+        f"process {successor['pid']} accepts on {', '.join(successor['listeners'])}; the old one drains"
+    )
+
+
+def status(
+    config: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print what the running gateway does and did, all its workers together."""
+    found = _ask(config, "status")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _show(found)
+
+
+def _ask(config: Path, method: str) -> Any:
+    """Ask the gateway that runs with this file, or exit: 2 where the file is at fault, else 1."""
+    tried = list(places(config, os.environ))
+    for place in tried:
+        try:
+            with SyncClient(f"unix:{place}", connect_timeout=1.0) as client:
+                return client.call(method, timeout=_PATIENCE)
+        except ConnectError:
+            continue
+        except RpcError as exc:
+            raise _end(2 if exc.code == REFUSED else 1, exc.message) from None
+        except TcpgwError as exc:
+            raise _end(1, str(exc)) from None
+    folders = ", ".join(str(place.parent) for place in tried)
+    raise _end(1, f"no gateway of this user's runs with {config}: none answers in {folders}")
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    age = _age(time.time() - found["since"])
+    out.print(f"tcpgw {found['version']}, {found['state']} for {age}, pid {found['pid']}", soft_wrap=True)
+    workers = _table("worker", "pid", "state", "connections", "age")
+    for one in found["workers"]:
+        cells = (one["worker"], one["pid"], one["state"], one["connections"], _age(one["age"]))
+        workers.add_row(*map(str, cells))
+    listeners = _table("listener", "address", "connections", "accepted", "bytes in", "bytes out", "ended")
+    for name, one in found["listeners"].items():
+        ended = ", ".join(f"{reason} {count}" for reason, count in sorted(one["ended"].items()))
+        cells = (name, one["address"] or "removed", one["active"], one["accepted"], one["bytes_in"])
+        listeners.add_row(*map(str, (*cells, one["bytes_out"], ended)))
+    services = _table("service", "endpoint", "weight", "in flight", "connected", "failed")
+    for name, service in found["services"].items():
+        for endpoint, one in service["endpoints"].items():
+            figures = (one.get(key, 0) for key in ("weight", "inflight", "connected", "failed"))
+            services.add_row(name, endpoint, *map(str, figures))
+    out.print(workers, listeners, services)
+    if found["worker_deaths"]:
+        out.print(f"workers that died: {found['worker_deaths']}")
+
+
+def _age(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if count]
+    return " ".join(parts[:2]) or f"{rest} s"
+
+
+def _table(*columns: str) -> Table:
+    return Table(*(Column(name, overflow="fold") for name in columns))
+
+
+def _end(code: int, message: str) -> typer.Exit:
+    typer.secho(message, err=True, fg="red")
+    return typer.Exit(code)
