@@ -145,11 +145,12 @@ def test_longest_wait_of_all_is_held_to_the_aim(waits: list[float], line: str, m
 def test_quick_run_reports(run_script: Callable[..., str], tmp_path: Path) -> None:
     """A quick run reloads each proxy at rest and under load, kills a worker, and keeps every sample."""
     kept = tmp_path / "kept.json"
-    report = run_script("operations.py", "--quick", "--peers", "haproxy,nginx", "--json", str(kept))
+    report = run_script("operations.py", "--quick", "--json", str(kept))
     assert "(reload)" in report
     assert "(death)" in report
     samples = json.loads(kept.read_text())["samples"]
     assert [(each["path"], each.get("loaded")) for each in samples] == [
-        *((path, loaded) for loaded in (False, True) for path in ("haproxy", "nginx")),
+        *((path, loaded) for loaded in (False, True) for path in ("haproxy", "nginx", "tcpgw")),
         ("nginx", None),
+        ("tcpgw", None),
     ]
