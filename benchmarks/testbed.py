@@ -34,7 +34,7 @@ class Proxy:
     config: Path
 
     def command(self) -> list[str]:
-        return self.peer.command(self.program, self.config)
+        return self.peer.command(self.program, self.config, self.plan)
 
 
 def installed(peers: Sequence[Peer]) -> tuple[dict[Peer, str], list[str]]:
@@ -59,11 +59,14 @@ class Testbed:
         folder: Path,
         *,
         log_connections: bool,
+        workers: int = 1,
+        connections: int = 1000,
     ) -> list[Proxy]:
-        """Write every peer's configuration."""
+        """Write every peer's configuration. The rest is as in `Plan`."""
         proxies = []
         for peer, program in found.items():
-            plan = Plan(forwards(peer), folder / f"{peer.name}.log", log_connections=log_connections)
+            log = folder / f"{peer.name}.log"
+            plan = Plan(forwards(peer), log, log_connections, workers, connections)
             config = folder / peer.file
             config.write_text(peer.configure(plan))
             proxies.append(Proxy(peer, program, plan, config))
@@ -107,12 +110,14 @@ class Testbed:
         )
         minute = os.getloadavg()[0]
         busy = " (busy: do not keep these figures)" if minute > BUSY_MACHINE else ""
+        workers = {proxy.plan.workers for proxy in self.proxies}
         versions = {proxy.peer.name: proxy.peer.version(proxy.program) for proxy in self.proxies}
         return {
             "date": time.strftime("%Y-%m-%d"),
             "command": shlex.join(["python", *sys.argv]),
             "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
             "cpu": f"{cpu_model()}, {os.cpu_count()} cores, {cores}",
+            "workers": " or ".join(map(str, sorted(workers))),
             "load average before": f"{minute:.2f}{busy}",
             "python": platform.python_version(),
             **versions,
