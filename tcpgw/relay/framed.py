@@ -201,7 +201,7 @@ class FramedSession(StreamSession):
                 self.abort(Reason.FRAME_TIMEOUT, reset=True)
 
     def facts(self) -> dict[str, object]:
-        return {"requests": self.client.frames, "answers": self.instance.frames}
+        return {**super().facts(), "requests": self.client.frames, "answers": self.instance.frames}
 
     def drain(self, reason: Reason = Reason.DRAINED) -> None:
         """End between two frames, in both directions: both sides get FIN, and what they send then is lost.

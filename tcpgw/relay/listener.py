@@ -14,7 +14,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from ipaddress import ip_address
 from math import inf
 from typing import Any, NamedTuple
@@ -73,7 +72,8 @@ class Listener:
         self._plane = plane
         self._log_connections = log_connections
         self.outlived = outlived
-        # Bound and kept because both are asked for with every connection, and the asking costs microseconds.
+        # Bound and kept because they are asked for with every connection.
+        self._heard = self._on_end
         self._log = log.bind(listener=self.name)
         self._loop = asyncio.get_running_loop()
         self._acceptor = Acceptor(sockets, self.connections, settings.max_connections, self._open, self._log)
@@ -133,7 +133,10 @@ class Listener:
         self._acceptor.change(settings.keepalive, settings.max_connections)
 
     def add_sockets(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these too, which are of the same address."""
+        """Accept on these too, which are of the same address. Raises BindError as `start`."""
+        if self._sweeper:
+            for sock in sockets:
+                listen(sock, self.address)
         self._acceptor.add(sockets)
 
     def duplicate(self) -> list[socket.socket]:
@@ -212,7 +215,7 @@ class Listener:
     def _open(self, sock: socket.socket, address: Peer) -> None:
         self._empty.clear()
         peer = None if isinstance(address, str) else (canonical(address[0]), address[1])
-        connection = Connection(next(self._ids), sock, peer, time.monotonic())
+        connection = Connection(next(self._ids), sock, peer, time.monotonic(), self._heard)
         self.connections[connection.id] = connection
         connection.setup = self._loop.create_task(self._serve(connection))
 
@@ -223,8 +226,7 @@ class Listener:
         reason, error = Reason.SHUTDOWN, ""
         try:
             early = await self._identify(connection)
-            on_end = partial(self._on_end, connection)
-            connection.session = await self._plane.open(connection, early, on_end)
+            connection.session = await self._plane.open(connection, early, connection.end)
         except ProtocolError as exc:
             reason, error = Reason.PROTOCOL_ERROR, str(exc)
         except TimeoutError:
@@ -235,7 +237,7 @@ class Listener:
             reason, error = Reason.OVERLOAD, str(exc)
         except ConnectError as exc:
             reason, error = Reason.CONNECT_FAILED, str(exc)
-            connection.facts["tries"] = exc.tries
+            connection.facts = {**connection.facts, "tries": exc.tries}
         except OSError as exc:  # the client's own socket
             reason, error = Reason.CLIENT_RESET, str(exc)
         except Exception:  # noqa: BLE001 - a bug that one connection meets must not end the others

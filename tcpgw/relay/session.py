@@ -8,6 +8,7 @@ it look at its time-outs, and hears of its end.
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from tcpgw.relay.reasons import Reason
@@ -62,27 +63,46 @@ class Session(Protocol):
         """Return what the closing line says besides the connection's own facts (`requests=`, …)."""
 
 
+_NO_FACTS: Mapping[str, object] = MappingProxyType({})
+
+
 class Connection:
-    """One client's connection: who it is, and what is known of it for the log."""
+    """One client's connection: who it is, and what is known of it for the log.
+
+    There may be ten thousand idle ones, so it holds no object of its own that it can do without.
+    """
 
     __slots__ = (
-        "client", "destination", "facts", "id", "opened", "over", "peer", "session", "setup", "socket",
+        "_on_end", "client", "destination", "facts", "id", "opened", "over", "peer", "session", "setup",
+        "socket",
     )  # fmt: skip
 
-    def __init__(self, id_: int, sock: socket.socket, peer: Address | None, opened: float) -> None:
+    def __init__(
+        self,
+        id_: int,
+        sock: socket.socket,
+        peer: Address | None,
+        opened: float,
+        on_end: Callable[["Connection", Reason, str], None],
+    ) -> None:
+        self._on_end = on_end
         self.id = id_
         self.socket = sock  # closed by the listener until a session has taken it over
         self.peer = peer  # None: of a Unix socket
         self.client = peer  # until a PROXY header says who is behind it
         self.destination: Address | None = None  # what a PROXY header says the client connected to
         self.opened = opened  # time.monotonic()
-        # For the closing line, which needs them however far the set-up gets: planes add service, endpoint,
-        # connect_time (seconds) and tries as soon as they know them.
-        self.facts: dict[str, object] = {}
+        # For the closing line, which needs them however far the set-up gets: what is known before there is a
+        # session, whose facts are added to these.
+        self.facts = _NO_FACTS
         # The listener's own.
         self.setup: asyncio.Task[None] | None = None
         self.session: Session | None = None
         self.over: tuple[Reason, str] | None = None
+
+    def end(self, reason: Reason, error: str) -> None:
+        """Hear from the session that it is over: an OnEnd."""
+        self._on_end(self, reason, error)
 
 
 class Plane(Protocol):

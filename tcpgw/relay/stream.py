@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from tcpgw.relay.reasons import Reason
@@ -45,8 +45,9 @@ class Side(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         # An instance may speak first, before the client's transport stands. The loop gets one turn between
         # the two, so this holds what one turn can read.
-        self.early: list[bytes] = []
-        self.write: Callable[[bytes], object] = self.early.append
+        early: list[bytes] = []
+        self.early: Sequence[bytes] = early
+        self.write: Callable[[bytes], object] = early.append
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -139,7 +140,7 @@ class Relay:
             side.write = side.other.transport.write
             if side.early:
                 side.write(b"".join(side.early))
-                side.early.clear()
+            side.early = ()
             if side.ended:
                 self.pass_fin(side)
 

@@ -10,7 +10,7 @@ from tcpgw.endpoints import Endpoint
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Address, Connection, OnEnd, canonical
 from tcpgw.relay.stream import Relay, Side
-from tcpgw.relay.upstream import Upstream
+from tcpgw.relay.upstream import Connected, Upstream
 from tcpgw.wire import proxy_protocol
 
 Choose = Callable[[Address | None], Upstream]
@@ -30,8 +30,8 @@ class StreamSession(Relay):
     """A relay that knows its time-outs, and gives its endpoint back when it ends."""
 
     __slots__ = (
-        "_ending", "_endpoint", "_fin_sent", "_kept_alive", "_moved", "_settings", "_still", "position",
-        "upstream",
+        "_ending", "_endpoint", "_fin_sent", "_holds", "_kept_alive", "_moved", "_seconds", "_settings",
+        "_still", "_tries", "position", "upstream",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, upstream: Upstream, on_end: OnEnd, now: float) -> None:
@@ -40,6 +40,9 @@ class StreamSession(Relay):
         self.position = 0  # of its key
         self._settings = settings
         self._endpoint: Endpoint | None = None
+        self._seconds = 0.0  # that connecting took
+        self._tries = 0
+        self._holds = False
         self._kept_alive = False
         self._ending: Reason | None = None  # what it is being drained for
         self._fin_sent = False
@@ -49,18 +52,18 @@ class StreamSession(Relay):
     @property
     def endpoint(self) -> Endpoint | None:
         """Where it is connected to; None before that and after its end."""
-        return self._endpoint
+        return self._endpoint if self._holds else None
 
-    def hold(self, endpoint: Endpoint, position: int) -> None:
-        """Count as `endpoint`'s load, which `Upstream.connect` has begun to, until the end."""
-        self._endpoint = endpoint
-        self.position = position
+    def hold(self, connected: Connected) -> None:
+        """Count as its endpoint's load, which `Upstream.connect` has begun to, until the end."""
+        self._endpoint, _, self._seconds, self._tries, self.position = connected
+        self._holds = True
 
     def release(self) -> None:
         """End that. Idempotent."""
-        if self._endpoint is not None:
+        if self._endpoint is not None and self._holds:
+            self._holds = False
             self.upstream.release(self._endpoint)
-            self._endpoint = None
 
     def _finish(self, reason: Reason) -> None:
         self.release()
@@ -89,7 +92,12 @@ class StreamSession(Relay):
             self.abort(Reason.IDLE_TIMEOUT, reset=False)
 
     def facts(self) -> dict[str, object]:
-        return {}
+        return {
+            "service": self.upstream.service,
+            "endpoint": str(self._endpoint),
+            "connect_time": round(self._seconds, 6),
+            "tries": self._tries,
+        }
 
     # ---- its end at a quiet moment ----
 
@@ -165,16 +173,15 @@ class StreamPlane:
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> StreamSession:
         upstream = self._choose(connection.client)
-        connection.facts["service"] = upstream.service
+        connection.facts = upstream.facts
 
         def new_side() -> Side:
             return self._new_session(upstream, on_end, connection.opened).instance
 
-        endpoint, side, seconds, tries, position = await upstream.connect(connection.client, new_side)
-        connection.facts |= {"endpoint": str(endpoint), "connect_time": round(seconds, 6), "tries": tries}
-        session = side.relay
+        connected = await upstream.connect(connection.client, new_side)
+        session = connected.side.relay
         assert isinstance(session, StreamSession)  # noqa: S101 - new_side made it
-        session.hold(endpoint, position)
+        session.hold(connected)
         try:
             if upstream.send_proxy:
                 session.send_first(_proxy_header(connection, upstream.send_proxy))

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -82,6 +82,7 @@ class Upstream:
     ) -> None:
         self.pool = pool
         self.outcomes = Outcomes(pool) if outcomes is None else outcomes
+        self.facts: Mapping[str, object] = {"service": pool.service}  # for closing lines
         self.send_proxy = send_proxy
         self._hash = hash_
         self._timeout = timeout

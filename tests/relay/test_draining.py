@@ -62,7 +62,7 @@ class Bed:
     def add(self) -> tuple[Connection, Played]:
         self._count += 1
         with socket.socket() as unused:
-            connection = Connection(self._count, unused, None, time.monotonic())
+            connection = Connection(self._count, unused, None, time.monotonic(), lambda *_: None)
         session = connection.session = Played(self, connection)
         return connection, session
 

@@ -64,7 +64,7 @@ class Plane:
         self._then = then
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> Played:  # noqa: ARG002
-        connection.facts["service"] = "s"
+        connection.facts = {"service": "s"}
         await self.may_open.wait()
         session = Played(connection, on_end)
         self.sessions.append(session)

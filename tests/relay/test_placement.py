@@ -39,7 +39,10 @@ async def pairs_at(b: Bed, count: int, instances: int) -> list[list[tuple[Peer, 
         await until(lambda number=number: b.listener.accepted == number + 1)  # type: ignore[misc]
         connection = list(b.listener.connections.values())[-1]
         await until(lambda connection=connection: connection.session)  # type: ignore[misc]
-        place = [b.endpoint(one) for one in range(instances)].index(str(connection.facts["endpoint"]))
+        assert connection.session is not None
+        place = [b.endpoint(one) for one in range(instances)].index(
+            str(connection.session.facts()["endpoint"])
+        )
         found[place].append((client, await b.accept(place)))
     return found
 

@@ -175,9 +175,10 @@ async def test_the_ends_are_spread() -> None:
 
         ends = await asyncio.gather(*(end(*pair) for pair in pairs))
         await in_time(drain)
-        assert max(ends) < 2.0
-        assert sum(at < 0.7 for at in ends) > 5
-        assert sum(at > 0.7 for at in ends) > 5
+        assert max(ends) < 3.0
+        # A second of quiet after its moment.
+        assert sum(at < 1.6 for at in ends) > 5
+        assert sum(at > 1.6 for at in ends) > 5
 
 
 async def test_connections_in_set_up_are_drained_once_they_stand() -> None:
@@ -239,7 +240,7 @@ async def test_old_connections_end(mode: str) -> None:
     assert [line["reason"] for line in b.lines[:10]] == ["max_age"] * 10
     durations = [line["duration"] for line in b.lines[:10]]
     assert min(durations) >= 0.45
-    assert max(durations) < 1.5
+    assert max(durations) < 2.5
 
 
 async def test_those_that_came_together_do_not_all_end_together() -> None:

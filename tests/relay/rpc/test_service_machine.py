@@ -128,7 +128,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.clients) < 4)
     @rule()
     def connect(self) -> None:
-        connection = Connection(0, cast("Any", None), (f"10.9.0.{self.count % 250}", 1), time.monotonic())
+        connection = Connection(
+            0, cast("Any", None), (f"10.9.0.{self.count % 250}", 1), time.monotonic(), lambda *_: None
+        )
         opening = self.plane.open(connection, b"", lambda *_: None)
         session = self.loop.run_until_complete(opening)
         wire, heard = self.loop.wires[session], self.loop.heard[session]
