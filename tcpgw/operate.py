@@ -85,7 +85,7 @@ def _show(found: Mapping[str, Any]) -> None:
     for one in found["workers"]:
         cells = (one["worker"], one["pid"], one["state"], one["connections"], _age(one["age"]))
         workers.add_row(*map(str, cells))
-    listeners = _table("listener", "address", "connections", "accepted", "bytes in", "bytes out", "ended")
+    listeners = _table("listener", "address", "open", "accepted", "bytes in", "bytes out", "ended")
     for name, one in found["listeners"].items():
         ended = ", ".join(f"{reason} {count}" for reason, count in sorted(one["ended"].items()))
         cells = (name, one["address"] or "removed", one["active"], one["accepted"], one["bytes_in"])

@@ -1,16 +1,17 @@
 """The connections to instances that rpc listeners share: one RpcService for each service and codec."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from tcpgw.app.background import Background
-from tcpgw.app.figures import Figures, summed
 from tcpgw.app.planes import client_codec, reached
 from tcpgw.config import schema
+from tcpgw.observe.totals import Figures, summed
 from tcpgw.pool import Pool
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.service import Protocol, RpcService, Terms
+from tcpgw.relay.upstream import Outcomes
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 
 # Seconds that a service which nobody sends to any more may take to finish: as an endpoint that left.
@@ -28,9 +29,10 @@ class Channels:
     Used in one running event loop.
     """
 
-    def __init__(self, memory: Memory, background: Background) -> None:
+    def __init__(self, memory: Memory, background: Background, outcomes: Callable[[Pool], Outcomes]) -> None:
         self.by_key: dict[Key, RpcService] = {}
         self._memory = memory
+        self._outcomes = outcomes
         self._background = background
         self._running: dict[RpcService, asyncio.Task[None]] = {}
         self._leaving: dict[RpcService, asyncio.Task[None]] = {}
@@ -53,7 +55,7 @@ class Channels:
         codec = key[1]
         instance = MsgpackRpc(framed=False) if codec == "msgpack-rpc-stream" else client_codec(codec)
         protocol = Protocol(client_codec(codec), instance, codec != "msgpack-rpc-stream", longest)
-        return RpcService(pool, protocol, terms, self._memory)
+        return RpcService(pool, protocol, terms, self._memory, self._outcomes(pool))
 
     async def run(self, services: Iterable[RpcService]) -> None:
         """Run those that do not yet, and wait until they are connected, as far as instances let them.
@@ -63,10 +65,7 @@ class Channels:
         new = [service for service in services if service not in self._running]
         for service in new:
             self._running[service] = self._background.start(service.run(), f"channels of {service.name}")
-        for service in new:
-            with suppress(TimeoutError):  # then it goes on trying while clients come
-                async with asyncio.timeout(2 * service.connect_timeout):
-                    await service.connected()
+        await asyncio.gather(*map(_connected, new))
 
     def release(self, used: Iterable[RpcService]) -> None:
         """Close all others, each when what it has under way is finished, at the latest after a while."""
@@ -83,7 +82,7 @@ class Channels:
                         break
         await self._background.stop(self._running[service])
         del self._running[service], self._leaving[service]
-        self._past[service.name] = summed(self._past.get(service.name, {}), service.status())
+        self._past[service.name] = summed([self._past.get(service.name, {}), service.status()])
 
     async def close(self) -> None:
         """End all now. Idempotent."""
@@ -93,4 +92,10 @@ class Channels:
     def status(self, service: str) -> Figures:
         """What the requests of a service came to, those of closed RpcServices included; empty without any."""
         running = [one.status() for one in {*self.by_key.values(), *self._running} if one.name == service]
-        return summed(self._past.get(service, {}), *running)
+        return summed([self._past.get(service, {}), *running])
+
+
+async def _connected(service: RpcService) -> None:
+    with suppress(TimeoutError):  # then it goes on trying while clients come
+        async with asyncio.timeout(2 * service.connect_timeout):
+            await service.connected()

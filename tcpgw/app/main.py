@@ -4,19 +4,21 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from tcpgw import __version__
 from tcpgw.app.background import Background, first
 from tcpgw.app.control import controlled
+from tcpgw.app.sockets import lent
 from tcpgw.app.supervisor import Supervisor
 from tcpgw.config import schema
-from tcpgw.errors import TcpgwError
+from tcpgw.config.load import load
+from tcpgw.errors import ConfigError, TcpgwError
 from tcpgw.process import inherited
 from tcpgw.process.execution import interpreter
 from tcpgw.process.handover import Handover, HandoverError, hand_over
@@ -26,38 +28,44 @@ from tcpgw.process.signals import Ending, ending, handled
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 # Seconds beside the services' `wait` that a successor has until it accepts.
 _START = 60.0
 
 
 async def run(config: schema.Config, path: Path) -> None:
     """Run a gateway until it is asked to end, or has a successor. Raises TcpgwError where it cannot start."""
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # would end the process, until they are handled
+        signal.signal(number, signal.SIG_IGN)
     calm_collector()
     manager = Notifier.of(os.environ)
     handover = Handover.take(os.environ)
     passed = inherited.assign(
         inherited.take(os.environ), {listener.name: str(listener.bind) for listener in config.listener}
     )
+    given = {**handover.sockets, **lent(passed, config.listener)}
     with ending() as end:
         async with AsyncExitStack() as stack:
-            supervisor = Supervisor(config, path, passed=passed, handed=handover.sockets)
+            supervisor = Supervisor(config, path, given)
             await stack.enter_async_context(supervisor)
             operation = Operation(supervisor, manager)
-            stack.push_async_callback(operation.close)
-            await stack.enter_async_context(
-                controlled(path, operation.methods, replaces=bool(handover.sockets))
-            )
+            stack.push_async_callback(operation.give_up)
             stack.enter_context(handled(operation.signals))
+            control = controlled(path, operation.methods, replaces=handover.is_one)
+            if not handover.is_one:
+                await stack.enter_async_context(control)
             # A start may wait long for discovery, and whoever ends it meanwhile must not.
             await first(end.asked.wait(), supervisor.start(), supervisor.failed())
-            if end.asked.is_set():
-                log.info("stopped", connections_cut=0)
-                return
-            _say_ready(supervisor, manager, sorted(passed))
-            handover.accept(supervisor.sockets)
-            await stack.enter_async_context(manager.watched())
-            operation.started.set()
-            await first(end.asked.wait(), operation.succeeded.wait(), supervisor.failed())
+            if not end.asked.is_set():
+                if handover.is_one:  # not before: the predecessor is asked until this one serves
+                    await stack.enter_async_context(control)
+                _say_ready(supervisor, manager, sorted(passed))
+                handover.accept(supervisor.sockets.values())
+                operation.started.set()
+                async with manager.watched():
+                    await first(end.asked.wait(), operation.succeeded.wait(), supervisor.failed())
+            await operation.give_up()
             await _drain(supervisor, manager, end, operation.taken)
 
 
@@ -78,8 +86,8 @@ async def _drain(supervisor: Supervisor, manager: Notifier, end: Ending, taken: 
     gateway = supervisor.config.gateway
     if not end.asked.is_set():
         manager = Notifier()  # systemd's main process is the successor now
-    manager.tell(STOPPING="1", STATUS=f"draining for up to {gateway.hard_stop:g} s")
-    log.info("draining", seconds=gateway.drain, hard_stop=gateway.hard_stop)
+    manager.tell(STOPPING="1", STATUS=f"draining for up to {gateway.cut_after:g} s")
+    log.info("draining", seconds=gateway.drain, hard_stop=gateway.cut_after)
     leaving = asyncio.create_task(supervisor.drain(taken))
     try:
         at_once = end.now if end.asked.is_set() else end.asked
@@ -91,6 +99,12 @@ async def _drain(supervisor: Supervisor, manager: Notifier, end: Ending, taken: 
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
     log.info("stopped", connections_cut=cut)
+
+
+class EndingError(TcpgwError):
+    """Something was asked of a gateway that is about to end."""
+
+    blame = "operator"
 
 
 class Operation:
@@ -107,51 +121,92 @@ class Operation:
         self.taken: list[str] = []
         self.methods = {"status": supervisor.status, "reload": self._reload, "upgrade": self._upgrade}
         self.signals = {
-            signal.SIGHUP: lambda: self._start(self._reload(), "reload"),
-            signal.SIGUSR2: lambda: self._start(self._upgrade(), "upgrade"),
+            signal.SIGHUP: lambda: self._signalled(self._reload),
+            signal.SIGUSR2: lambda: self._signalled(self._upgrade),
         }
+        self._ending = False
         self._supervisor = supervisor
         self._manager = manager
         self._changing = asyncio.Lock()
         self._background = Background()
 
-    async def close(self) -> None:
-        """Give up what was asked for by a signal and is not done. Idempotent."""
+    async def give_up(self) -> None:
+        """Take no changes any more, and give up the one that is being made. Idempotent."""
+        self._ending = True
         await self._background.close()
 
-    def _start(self, coroutine: Coroutine[Any, Any, object], name: str) -> None:
+    def _signalled(self, change: Callable[[], Awaitable[object]]) -> None:
         async def asked() -> None:
-            with contextlib.suppress(TcpgwError):  # the log says it
-                await coroutine
+            try:
+                await change()
+            except TcpgwError as exc:
+                log.error("not_done", error=str(exc))
+            except Exception:
+                log.exception("not_done")
 
-        self._background.start(asked(), name)
+        self._background.start(asked(), "what a signal asked for")
+
+    async def _one(self, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Make a change when the start and all changes before it are done, unless this gateway ends."""
+        made: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def make() -> None:
+            try:
+                await self.started.wait()
+                async with self._changing:
+                    result = await change()
+            except Exception as exc:  # noqa: BLE001 - the asker's
+                if not made.done():
+                    made.set_exception(exc)
+            except asyncio.CancelledError:
+                if not made.done():
+                    made.set_exception(EndingError("this gateway is ending, and takes no changes any more"))
+                raise
+            else:
+                if not made.done():
+                    made.set_result(result)
+
+        if self._ending:
+            raise EndingError("this gateway is ending, and takes no changes any more")
+        self._background.start(make(), "a change")
+        return await made
 
     async def _reload(self) -> list[str]:
         """As `Supervisor.reload`."""
-        await self.started.wait()
-        async with self._changing:
-            self._manager.tell(**reloading())
-            try:
-                return await self._supervisor.reload()
-            finally:
-                self._manager.tell(READY="1")
+        return await self._one(self._reload_now)
+
+    async def _reload_now(self) -> list[str]:
+        self._manager.tell(**reloading())
+        try:
+            return await self._supervisor.reload()
+        finally:
+            self._manager.tell(READY="1")
 
     async def _upgrade(self) -> dict[str, Any]:
         """Have what is installed now take over. Raises HandoverError, with all as it was."""
-        await self.started.wait()
-        async with self._changing:
-            supervisor = self._supervisor
-            command = [*interpreter(), "-m", "tcpgw", "run", "--config", str(supervisor.path)]
-            seconds = _START + max(service.wait for service in supervisor.config.service)
-            log.info("upgrading", sockets=sorted(supervisor.sockets))
-            try:
-                pid, self.taken = await hand_over(
-                    command, self._manager.environment(), supervisor.sockets, seconds=seconds
-                )
-            except HandoverError as exc:
-                log.error("upgrade_failed", error=str(exc), hint="this version goes on as it was")
-                raise
-            self._manager.tell(MAINPID=str(pid))
-            log.info("upgraded", successor=pid, listeners=self.taken)
-            self.succeeded.set()
-            return {"pid": pid, "listeners": self.taken}
+        return await self._one(self._upgrade_now)
+
+    async def _upgrade_now(self) -> dict[str, Any]:
+        supervisor = self._supervisor
+        command = [*interpreter(), "-m", "tcpgw", "run", "--config", str(supervisor.path)]
+        used = supervisor.sockets
+        sockets = used | {name: one for name, one in supervisor.lent.items() if one not in used.values()}
+        log.info("upgrading", sockets=sorted(sockets))
+        try:
+            seconds = _START + await asyncio.to_thread(_longest_wait, supervisor)
+            pid, self.taken = await hand_over(command, self._manager.environment(), sockets, seconds=seconds)
+        except HandoverError as exc:
+            log.error("upgrade_failed", error=str(exc), hint="this version goes on as it was")
+            raise
+        self._manager.tell(MAINPID=str(pid))
+        log.info("upgraded", successor=pid, listeners=self.taken)
+        self.succeeded.set()
+        return {"pid": pid, "listeners": self.taken}
+
+
+def _longest_wait(supervisor: Supervisor) -> float:
+    """Seconds that a start may wait for discovery, by the file as it is now, if that can be read."""
+    services = [*supervisor.config.service]
+    with contextlib.suppress(ConfigError):  # the successor may know more than this version
+        services += load(supervisor.path).service
+    return max(service.wait for service in services)

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from tcpgw.app.background import Background
-from tcpgw.app.figures import Figures
 from tcpgw.config import schema
+from tcpgw.observe.totals import Figures
 from tcpgw.pool import Pool
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.placement import Placement

@@ -11,17 +11,16 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from tcpgw.address import Address
-from tcpgw.app import figures
 from tcpgw.app.background import Background
 from tcpgw.app.balancing import make_policy
 from tcpgw.app.channels import Channels, Key
-from tcpgw.app.figures import Figures
 from tcpgw.app.places import Places
 from tcpgw.app.planes import Planes, dismiss, reached, services_of
 from tcpgw.balancing.loads import Loads
 from tcpgw.config import schema
 from tcpgw.config.diff import Changes, diff
 from tcpgw.endpoints import Snapshot
+from tcpgw.observe.totals import Figures, summed
 from tcpgw.pool import Pool
 from tcpgw.relay.draining import Cause
 from tcpgw.relay.listener import Listener
@@ -59,7 +58,7 @@ class Relays:
 
     Raises BindError on entry, with nothing left open. `sockets` are open already, and closed here. `outlived`
     are the listeners whose sockets somebody else keeps open for good: who waits there is not this gateway's
-    to serve when it ends.
+    to serve when it ends. Set it anew before `apply` where new listeners differ.
 
     `draining` are listeners that a change of the configuration has ended, until their last connection has.
     """
@@ -80,9 +79,9 @@ class Relays:
         self._sockets = sockets
         self._background = background
         self._balances = {service.name: service.balance for service in config.service}  # as built
-        self._channels = Channels(self.memory, background)
         self.places = Places(background, lambda: (*self.listeners.values(), *self.draining))
-        self._outlived = outlived
+        self._channels = Channels(self.memory, background, self.places.outcomes)
+        self.outlived = outlived
         self._planes: dict[Listener, Plane] = {}
         self._past: dict[str, Figures] = {}  # of listeners that are closed, by name
         self._early: dict[str, Snapshot] = {}  # of services that are not in the configuration
@@ -144,6 +143,8 @@ class Relays:
         """Connect to the instances of rpc services, as far as they let us, then accept."""
         async with self._one:
             await self._channels.run(self.rpc.values())
+            if self._stopping:
+                return
             self.places.follow(self._config, self.pools)
             for listener in self.listeners.values():
                 listener.start()
@@ -167,12 +168,23 @@ class Relays:
         Totals are of all listeners that ever had the name, so they never go down.
         """
         now = [{listener.name: listener.status()} for listener in (*self.listeners.values(), *self.draining)]
-        services = {name: figures.of_pool(pool) for name, pool in self.pools.items()}
-        for name, service in services.items():
-            service["endpoints"] = figures.summed(service["endpoints"], self.places.status(self.pools[name]))
-            if rpc := self._channels.status(name):
-                service["rpc"] = rpc
-        return {"listeners": figures.summed(self._past, *now), "services": services}
+        services = {name: self._status_of(pool) for name, pool in self.pools.items()}
+        return {"listeners": summed([self._past, *now]), "services": services}
+
+    def _status_of(self, pool: Pool) -> Figures:
+        """A service's. Before the first snapshot its version is 0."""
+        snapshot = pool.snapshot
+        members = {
+            str(endpoint): {"weight": weight, "inflight": pool.loads.inflight(endpoint)}
+            for endpoint, weight in pool.members
+        }
+        rpc = self._channels.status(pool.service)
+        return {
+            "version": snapshot.version if snapshot else 0,
+            "taken_at": snapshot.taken_at if snapshot else 0.0,
+            "endpoints": summed([members, self.places.status(pool)]),
+            **({"rpc": rpc} if rpc else {}),
+        }
 
     # ---- another configuration ----
 
@@ -299,7 +311,7 @@ class Relays:
     def _open_one(self, settings: schema.Listener, given: Sockets, ended: Listener | None) -> _Opened:
         if settings.name in given:
             sockets = [adopt_socket(sock, settings.keepalive) for sock in given[settings.name]]
-            return _Opened(sockets, outlived=settings.name in self._outlived)
+            return _Opened(sockets, outlived=settings.name in self.outlived)
         if ended is not None:
             sockets = [adopt_socket(sock, settings.keepalive) for sock in ended.duplicate()]
             return _Opened(sockets, ended.outlived, ended)
@@ -337,7 +349,7 @@ class Relays:
     def _retire(self, listener: Listener) -> None:
         """Drain a listener in the background, and close it then."""
         gateway = self._config.gateway
-        listener.drain(gateway.drain, gateway.hard_stop, cause=Cause.LISTENER_REMOVED)
+        listener.drain(gateway.drain, gateway.cut_after, cause=Cause.LISTENER_REMOVED)
         self.draining.append(listener)
         task = self._background.start(self._end(listener), f"end of listener {listener.name}")
         self._tasks.add(task)
@@ -347,7 +359,7 @@ class Relays:
         await listener.drained()
         await listener.close()
         self.draining.remove(listener)
-        self._past = figures.summed(self._past, {listener.name: listener.status()})
+        self._past = summed([self._past, {listener.name: listener.status()}])
         dismiss(self._planes.pop(listener))
         self._release()
 

@@ -20,16 +20,19 @@ import structlog
 from tcpgw import __version__
 from tcpgw.app.background import Background
 from tcpgw.app.discovery import Discovery
-from tcpgw.app.sockets import grow, open_sockets
+from tcpgw.app.limits import fitted
+from tcpgw.app.sockets import grow, listen_on, open_sockets
+from tcpgw.app.status import Status, made
 from tcpgw.config import load, schema, transfer
 from tcpgw.config.diff import diff
 from tcpgw.config.share import share
 from tcpgw.endpoints import Snapshot
 from tcpgw.errors import TcpgwError
 from tcpgw.observe.totals import counted, summed
+from tcpgw.process.channel import MOST_FDS
 from tcpgw.process.execution import interpreter
 from tcpgw.process.handover import Sockets
-from tcpgw.process.limits import cpus, fitting, needed_files, raise_open_files
+from tcpgw.process.limits import cpus, raise_open_files
 from tcpgw.process.supervisor import Workers
 from tcpgw.process.worker import Handlers, WorkerProcess
 from tcpgw.relay.sockets import BindError
@@ -44,33 +47,31 @@ _WORKER = "import sys; sys.modules['rich'] = None; from tcpgw.app.worker import 
 _PATIENCE = 120.0
 # Seconds that a reload waits for additional workers; then they go on coming up without it.
 _COMING_UP = 30.0
-# Seconds after gateway.hard_stop in which a worker must have gone.
+# Seconds after gateway.cut_after in which a worker must have gone.
 _GRACE = 5.0
 
 
 class Supervisor:
     """`async with` opens the sockets and starts discovery; `start` has workers accept on them.
 
-    `path` is the configuration's file, which `reload` reads again. `passed` sockets are systemd's, `handed`
-    ones a predecessor's. Raises BindError and CredentialError on entry, with nothing left open. Leaving the
-    context kills the workers: `drain` before.
+    `path` is the configuration's file, which `reload` reads again. `given` sockets are systemd's and those of
+    a predecessor; what no listener takes is closed, unless it is `outlived`. Raises BindError and
+    CredentialError on entry, with nothing left open. Leaving the context kills the workers: `drain` before.
     """
 
     def __init__(
         self,
         config: schema.Config,
         path: Path,
-        *,
-        passed: Mapping[str, socket] | None = None,
-        handed: Mapping[str, Sockets] | None = None,
+        given: Mapping[str, Sockets],
     ) -> None:
         self.config = config
         self.path = path
         self.state = "starting"
         self.started = time.time()
         self.sockets: dict[str, Sockets] = {}
-        self._passed = passed or {}
-        self._handed = handed
+        self.lent = {name: one for name, one in given.items() if one.outlived}
+        self._given = given
         self._files = raise_open_files()
         self._count = config.gateway.workers or cpus()
         self._snapshots: dict[str, Snapshot] = {}
@@ -80,7 +81,6 @@ class Supervisor:
         self._progress = asyncio.Event()  # in their being told
         self._told: dict[WorkerProcess, int] = {}
         self._past: dict[str, Any] = {}
-        self._reloading = asyncio.Lock()
         self._background = Background()
         self._stack = AsyncExitStack()
         self._discovery = Discovery(config, self._publish, self._background)
@@ -88,14 +88,14 @@ class Supervisor:
 
     async def __aenter__(self) -> Self:
         try:
-            self.sockets = open_sockets(
-                self.config.listener, self._count, passed=self._passed, handed=self._handed
-            )
             self._stack.callback(self._close_sockets)
+            self.sockets = open_sockets(self.config.listener, self._count, self._given)
+            taken = list(self.sockets.values())
+            _close_ours(one for one in self._given.values() if one not in taken)
             self._stack.push_async_callback(self._background.close)
             await self._stack.enter_async_context(self._discovery)
             handlers: Handlers = {"beat": _nothing, "report": _reported, "leave": self._replace_soon}
-            self._workers = Workers(self._command, handlers, self._attend, self._forget)
+            self._workers = Workers(self._command, handlers, self._attend, self._forget, self._send_away)
             self._stack.push_async_callback(self._workers.close)
             self._set_config(self.config)
         except BaseException:
@@ -115,8 +115,12 @@ class Supervisor:
     # ---- life ----
 
     async def start(self) -> None:
-        """Return when every service has a snapshot or has waited for it, and every worker accepts."""
+        """Return when every service has a snapshot or has waited for it, and every worker accepts.
+
+        Raises BindError where another process listens on one of the addresses.
+        """
         await self._discovery.first_snapshots()
+        listen_on(self.sockets.values())
         await self._workers.resize(self._count)
         self.state = "ready"
 
@@ -144,56 +148,54 @@ class Supervisor:
         outlived = {*taken, *(name for name, one in self.sockets.items() if one.outlived)}
         # First, so that the workers' are the last: they take who still waits, and then clients are refused.
         self._close_sockets()
+        before = self._past.get("cut", 0)
         for worker in list(self._workers.all):
             self._dismiss(worker, outlived)
         await self._workers.gone()
-        return int(self._past.get("cut", 0))
+        return int(self._past.get("cut", 0) - before)
 
     def stop(self) -> None:
         """End all connections now; `drain` returns then."""
         for worker in self._workers.all:
-            worker.tell("stop")
+            worker.interrupt()
 
     # ---- changes ----
 
     async def reload(self) -> list[str]:
         """Read the configuration's file again and apply what changed; return what that is, line by line.
 
-        Raises ConfigError, BindError or CredentialError with the configuration in force as it was.
+        Raises ConfigError, BindError or CredentialError with the configuration in force as it was. Not to be
+        called while it runs.
         """
-        async with self._reloading:
-            began = time.monotonic()
-            try:
-                lines = await self._reload(await asyncio.to_thread(load.load, self.path))
-            except TcpgwError as exc:
-                hint = "the configuration in force stays as it is"
-                log.error("reload_refused", path=str(self.path), error=str(exc), hint=hint)
-                raise
-            seconds = round(time.monotonic() - began, 4)
-            log.info("reloaded", path=str(self.path), changes=lines, seconds=seconds)
-            return lines
+        began = time.monotonic()
+        try:
+            lines = await self._reload(await asyncio.to_thread(load.load, self.path))
+        except TcpgwError as exc:
+            hint = "the configuration in force stays as it is"
+            log.error("reload_refused", path=str(self.path), error=str(exc), hint=hint)
+            raise
+        log.info("reloaded", path=str(self.path), changes=lines, seconds=round(time.monotonic() - began, 4))
+        return lines
 
     async def _reload(self, config: schema.Config) -> list[str]:
         changes = diff(self.config, config)
         count = config.gateway.workers or cpus()
-        removed = {self.sockets[name].bind: name for name in changes.listeners.removed}
         added = [one for one in config.listener if one.name in changes.listeners.added]
-        renamed = {
-            one.name: removed[str(one.bind)]
-            for one in added
-            if not one.bind.is_any and str(one.bind) in removed
-        }
+        ended = {name: self.sockets[name] for name in changes.listeners.removed}
         async with AsyncExitStack() as undo:
             # What may fail comes first, so that a refused file has changed nothing.
-            opened = open_sockets((one for one in added if one.name not in renamed), count)
-            undo.callback(_close_all, opened.values())
+            opened = open_sockets(added, count, ended | self.lent)
+            new = [one for one in opened.values() if one not in ended.values()]
+            undo.callback(_close_ours, new)
+            listen_on(new)
             self._discovery.begin(config)
-            undo.push_async_callback(self._discovery.abandon)
+            undo.push_async_callback(self._abandon, changes.services.added)
             await self._discovery.first_snapshots()
             undo.pop_all()
-        opened |= {new: self.sockets.pop(old) for new, old in renamed.items()}
-        kept = {*renamed.values()}
-        _close_all(self.sockets.pop(name) for name in changes.listeners.removed if name not in kept)
+        for name, one in ended.items():
+            del self.sockets[name]
+            if one not in opened.values():
+                _close_ours([one])
         self.sockets |= opened
         before, self._count = self._count, count
         if count > before:
@@ -206,7 +208,18 @@ class Supervisor:
         await self._resize()
         if changes.restart:
             self._background.start(self._replace_all(), "replacing the workers")
-        return list(changes.lines)
+        restarted = [
+            f"{path}: for new processes: workers are replaced now, and the supervisor's own lines"
+            " change with `tcpgw upgrade`"
+            for path in changes.restart
+        ]
+        return [*changes.lines, *restarted]
+
+    async def _abandon(self, services: Iterable[str]) -> None:
+        """Forget services that do not come after all."""
+        await self._discovery.abandon()
+        for name in services:
+            self._snapshots.pop(name, None)
 
     async def _resize(self) -> None:
         try:
@@ -216,7 +229,7 @@ class Supervisor:
             log.error("workers_missing", wanted=self._count, hint="they are tried again: see the log above")
             return
         for worker in left:
-            self._dismiss(worker, self.sockets)
+            self._send_away(worker)
 
     def _grow_sockets(self, config: schema.Config, count: int) -> None:
         for listener in config.listener:
@@ -227,7 +240,7 @@ class Supervisor:
 
     def _set_config(self, config: schema.Config) -> None:
         self.config = config
-        self._plain = transfer.plain(_fitted(share(config, self._count), self._files))
+        self._plain = transfer.plain(fitted(share(config, self._count), self._files))
         self._generation += 1
         self._news.set()
 
@@ -264,7 +277,7 @@ class Supervisor:
                 if told.get(service) is not snapshot:
                     await worker.call("publish", *_plain_snapshot(snapshot), timeout=_PATIENCE)
                     told[service] = snapshot
-            if not worker.accepting.is_set():
+            if not worker.accepting.is_set() and not worker.leaving:
                 await worker.call("accept", timeout=_PATIENCE)
                 worker.accepting.set()
             self._progress.set()
@@ -275,22 +288,28 @@ class Supervisor:
                 await self._news.wait()
 
     async def _configure(self, worker: WorkerProcess, given: set[socket]) -> None:
-        names: list[list[Any]] = []
-        fds: list[int] = []
-        for name, sockets in self.sockets.items():
-            new = [sock for sock in sockets.of_worker(worker.slot, self._count) if sock not in given]
-            given.update(new)
-            if new:
-                names.append([name, len(new)])
-                fds += [sock.fileno() for sock in new]
+        given.intersection_update(sock for one in self.sockets.values() for sock in one.sockets)
+        new = [
+            (name, sock)
+            for name, one in self.sockets.items()
+            for sock in one.of_worker(worker.slot, self._count)
+            if sock not in given
+        ]
         outlived = [name for name, one in self.sockets.items() if one.outlived]
-        await worker.call("configure", self._plain, names, outlived, fds=fds, timeout=_PATIENCE)
+        for start in range(0, len(new), MOST_FDS):
+            names, sockets = zip(*new[start : start + MOST_FDS], strict=True)
+            await worker.call("lend", names, fds=[sock.fileno() for sock in sockets], timeout=_PATIENCE)
+            given.update(sockets)
+        await worker.call("configure", self._plain, outlived, timeout=_PATIENCE)
+
+    def _send_away(self, worker: WorkerProcess) -> None:
+        self._dismiss(worker, self.sockets)
 
     def _dismiss(self, worker: WorkerProcess, outlived: Iterable[str]) -> None:
         """Have a worker leave. Who waits in a queue that is `outlived` is served by somebody else."""
         gateway = self.config.gateway
-        worker.tell("drain", gateway.drain, gateway.hard_stop, sorted(outlived))
-        self._workers.dismiss(worker, gateway.hard_stop + _GRACE)
+        worker.tell("drain", gateway.drain, gateway.cut_after, sorted(outlived))
+        self._workers.dismiss(worker, gateway.cut_after + _GRACE)
 
     async def _replace(self, slot: int) -> None:
         try:
@@ -299,7 +318,7 @@ class Supervisor:
             log.error("worker_not_replaced", worker=slot, error=str(exc))
             return
         if old is not None:
-            self._dismiss(old, self.sockets)
+            self._send_away(old)
 
     async def _replace_all(self) -> None:
         """One after another, so that there is always somebody who knows the instances."""
@@ -313,7 +332,9 @@ class Supervisor:
 
     def _forget(self, worker: WorkerProcess) -> None:
         self._told.pop(worker, None)
-        self._past = summed([self._past, counted(worker.report)])
+        # One that did not say how many connections it cut has cut all that it had.
+        report = {"cut": worker.connections, **worker.report}
+        self._past = summed([self._past, counted(report)])
         self._progress.set()
 
     def _close_sockets(self) -> None:
@@ -321,22 +342,18 @@ class Supervisor:
 
     # ---- questions ----
 
-    async def status(self) -> dict[str, Any]:
-        """What is going on, all workers together; see README for the keys."""
-        workers = [worker for worker in self._workers.all if worker.accepting.is_set()]
-        await asyncio.gather(*(self._ask(worker) for worker in workers))
-        total = summed([self._past, *(worker.report for worker in self._workers.all)])
+    async def status(self) -> Status:
+        """What is going on, all workers together: as `status.made`, with the supervisor's own."""
+        workers = sorted(self._workers.all, key=lambda worker: worker.started)
+        await asyncio.gather(*(self._ask(worker) for worker in workers if worker.accepting.is_set()))
+        totals = summed([self._past, *(worker.report for worker in workers)])
         return {
             "version": __version__,
             "pid": os.getpid(),
             "state": self.state,
             "since": self.started,
-            "workers": [
-                _described(worker) for worker in sorted(self._workers.all, key=lambda one: one.started)
-            ],
             "worker_deaths": self._workers.deaths,
-            "listeners": self._listeners(total.get("listeners", {})),
-            "services": self._services(total.get("services", {})),
+            **made(self.config, workers, self.addresses(), self._snapshots, totals),
         }
 
     async def _ask(self, worker: WorkerProcess) -> None:
@@ -345,72 +362,20 @@ class Supervisor:
         except TcpgwError:
             log.warning("worker_not_heard", worker=worker.slot, hint="its figures are up to some seconds old")
 
-    def _listeners(self, totals: Mapping[str, Any]) -> dict[str, Any]:
-        addresses = self.addresses()
-        return {name: {"address": addresses.get(name), **figures} for name, figures in totals.items()}
-
-    def _services(self, totals: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for service in self.config.service:
-            snapshot = self._snapshots.get(service.name)
-            figures = totals.get(service.name, {})
-            counts = figures.get("endpoints", {})
-            members = snapshot.members if snapshot else ()
-            found[service.name] = {
-                **figures,
-                "version": snapshot.version if snapshot else None,
-                "taken_at": snapshot.taken_at if snapshot else None,
-                "endpoints": {
-                    str(endpoint): {**counts.get(str(endpoint), {}), "weight": weight}
-                    for endpoint, weight in members
-                },
-            }
-        return found
-
-
-def _fitted(config: schema.Config, files: int) -> schema.Config:
-    """Lower a worker's `max_connections` to what its open files are enough for.
-
-    So clients beyond it wait in the kernel's queue, where otherwise they would be accepted with the last
-    descriptor and turned away for want of one to connect with.
-    """
-    total = sum(listener.max_connections for listener in config.listener)
-    part = fitting(total, files)
-    if part == 1:
-        return config
-    fitted = tuple(
-        listener.model_copy(update={"max_connections": max(1, int(listener.max_connections * part))})
-        for listener in config.listener
-    )
-    log.warning(
-        "max_connections_lowered",
-        open_files=files,
-        needed=needed_files(total),
-        max_connections={listener.name: listener.max_connections for listener in fitted},
-        hint="of each worker: raise LimitNOFILE= or ulimit -n, or lower max_connections",
-    )
-    return config.model_copy(update={"listener": fitted})
-
 
 def _close_all(sockets: Iterable[Sockets]) -> None:
     for one in sockets:
         one.close()
 
 
+def _close_ours(sockets: Iterable[Sockets]) -> None:
+    """Close what somebody else does not keep open: that could not be opened again."""
+    _close_all(one for one in sockets if not one.outlived)
+
+
 def _plain_snapshot(snapshot: Snapshot) -> tuple[object, ...]:
     members = [[endpoint.host, endpoint.port, weight] for endpoint, weight in snapshot.members]
     return snapshot.service, snapshot.version, snapshot.taken_at, members
-
-
-def _described(worker: WorkerProcess) -> dict[str, Any]:
-    state = "leaving" if worker.leaving else "accepting" if worker.accepting.is_set() else "starting"
-    return {
-        "worker": worker.slot,
-        "pid": worker.pid,
-        "state": state,
-        "connections": worker.connections,
-        "age": round(time.monotonic() - worker.started, 3),
-    }
 
 
 def _nothing(_: WorkerProcess) -> None:

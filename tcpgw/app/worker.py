@@ -5,7 +5,6 @@ last snapshots that it was given, for `gateway.unsupervised`, and then drains.
 """
 
 import asyncio
-import itertools
 import os
 import signal
 import socket
@@ -26,7 +25,7 @@ from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.observe import logs
 from tcpgw.process.channel import Channel, Handler
 from tcpgw.process.limits import calm_collector, drop_capabilities, keep_heap, raise_open_files
-from tcpgw.process.signals import ending, ignored
+from tcpgw.process.signals import handled, ignored
 from tcpgw.relay.draining import Cause
 from tcpgw.relay.reasons import Reason
 
@@ -50,30 +49,30 @@ class Worker:
         self._relays: Relays | None = None
         self._config: schema.Config | None = None
         self._draining = False
+        self._lent: dict[str, list[socket.socket]] = {}  # for the next configuration
         handlers: dict[str, Handler] = {
+            "lend": self._lend,
             "configure": self._configure,
             "publish": self._publish,
             "accept": self._accept,
             "drain": self._drain,
-            "stop": self.done.set,
             "report": self._report,
         }
-        self._channel = Channel(sock, handlers, with_fds=["configure"])
+        self._channel = Channel(sock, handlers, with_fds=["lend"])
 
     async def run(self) -> None:
         """Serve until told to end, or until draining has."""
-        async with self._stack:
-            self._stack.push_async_callback(self._background.close)
-            self._background.start(self._beat(), "heartbeat")
-            said = asyncio.create_task(self._channel.run())
-            with ending() as end:
+        asked = asyncio.Event()
+        # Signals and not messages: what is to end at once is not to wait for what is being done.
+        signals = {signal.SIGTERM: asked.set, signal.SIGINT: self.done.set}
+        with handled(signals), ignored(signal.SIGHUP, signal.SIGUSR2):
+            async with self._stack:
+                self._stack.push_async_callback(self._background.close)
+                self._background.start(self._beat(), "heartbeat")
+                said = asyncio.create_task(self._channel.run())
+                leaving = self._asked_to_leave(asked)
                 try:
-                    await first(
-                        self.done.wait(),
-                        self._alone(),
-                        self._asked_to_leave(end.asked),
-                        self._background.failed(),
-                    )
+                    await first(self.done.wait(), self._alone(), leaving, self._background.failed())
                 finally:
                     await self._say_farewell()
                     said.cancel()
@@ -81,23 +80,20 @@ class Worker:
 
     # ---- what the supervisor asks for ----
 
-    async def _configure(
-        self, fds: list[int], plain: dict[str, Any], names: list[list[Any]], outlived: list[str]
-    ) -> None:
-        """Take a configuration, and sockets: `names` has `[listener, how many]` in the order of `fds`.
+    def _lend(self, fds: list[int], names: list[str]) -> None:
+        """Take sockets of these listeners, one each, for the configuration that follows."""
+        for fd, name in zip(fds, names, strict=True):
+            self._lent.setdefault(name, []).append(socket.socket(fileno=fd))
 
-        `outlived` is as of `Relays`.
-        """
+    async def _configure(self, plain: dict[str, Any], outlived: list[str]) -> None:
+        """Take a configuration. `outlived` is as of `Relays`."""
         config = transfer.restored(plain)
-        numbers = iter(fds)
-        sockets = {
-            name: [socket.socket(fileno=fd) for fd in itertools.islice(numbers, count)]
-            for name, count in names
-        }
+        sockets, self._lent = self._lent, {}
         if self._relays is None:
             relays = Relays(config, sockets, self._background, outlived=outlived)
             self._relays = await self._stack.enter_async_context(relays)
         else:
+            self._relays.outlived = outlived
             await self._relays.apply(config, sockets)
         self._config = config
 
@@ -142,7 +138,9 @@ class Worker:
     async def _alone(self) -> None:
         """Once the supervisor is gone: go on for a while, then drain."""
         await self._channel.closed.wait()
-        if self._config is None or self._draining:
+        if self._config is None:  # nobody can have connected
+            return
+        if self._draining:
             await self.done.wait()
             return
         gateway = self._config.gateway
@@ -152,15 +150,17 @@ class Worker:
             hint=f"the last snapshots stay in force; clients are taken for {gateway.unsupervised:g} s more",
         )
         await asyncio.sleep(gateway.unsupervised)
-        self._drain(gateway.drain, gateway.hard_stop)
+        self._drain(gateway.drain, gateway.cut_after)
         await self.done.wait()
 
     async def _asked_to_leave(self, asked: asyncio.Event) -> None:
         """Somebody wants this one worker to end: not without a successor, where there is a supervisor."""
         await asked.wait()
-        if self._channel.closed.is_set() and self._config is not None:
+        if self._channel.closed.is_set():
+            if self._config is None:
+                return
             gateway = self._config.gateway
-            self._drain(gateway.drain, gateway.hard_stop)
+            self._drain(gateway.drain, gateway.cut_after)
         else:
             self._channel.tell("leave")
         await self.done.wait()
@@ -192,21 +192,29 @@ def _cut(listener: Mapping[str, Any]) -> int:
 
 def main() -> None:
     """Run as the worker of a slot: `SLOT DESCRIPTOR LOG_FORMAT LOG_LEVEL`."""
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # of the supervisor's; until a loop can take them
+        signal.signal(number, signal.SIG_IGN)
     slot, descriptor, form, level = sys.argv[1:5]
     sock = socket.socket(fileno=int(descriptor))
     os.set_inheritable(sock.fileno(), False)
-    drop_capabilities()  # before the log's thread, which would keep its own
+    dropped = drop_capabilities()  # before the log's thread, which would keep its own
     with logs.configured(form, level, worker=int(slot)):  # type: ignore[arg-type]
+        if not dropped:
+            hint = "a filter forbids capset: allow it (SystemCallFilter=capset), or grant the supervisor less"
+            log.error("capabilities_kept", hint=hint)
         try:
             uvloop.run(_serve(sock))
+        except KeyboardInterrupt:  # a demand to end that came after the end
+            pass
         except Exception:  # a bug: told where operators look, as one line like any other
             log.exception("crashed", version=__version__)
             raise SystemExit(1) from None
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # also while the last lines are written
 
 
 async def _serve(sock: socket.socket) -> None:
     raise_open_files()
     calm_collector()
     keep_heap()
-    with ignored(signal.SIGHUP, signal.SIGUSR2):
-        await Worker(sock).run()
+    await Worker(sock).run()

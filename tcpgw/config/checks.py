@@ -74,7 +74,8 @@ def _shared_users(clouds: Mapping[str, "ModelArtsCloud"]) -> Iterator[tuple[Plac
 
 
 def _stop(gateway: "Gateway") -> Iterator[tuple[Place, str]]:
-    if gateway.hard_stop < gateway.drain:
+    # Who only raised drain wants its connections asked, and not cut.
+    if "hard_stop" in gateway.model_fields_set and gateway.hard_stop < gateway.drain:
         drain = f"gateway.drain, {gateway.drain:g} s"
         message = f"must be at least {drain}, or connections are cut before they are asked to end"
         yield ("gateway", "hard_stop"), message

@@ -116,7 +116,8 @@ class Gateway(Table):
     )
     hard_stop: Duration = Field(
         default=60.0,
-        description="Seconds after SIGTERM at which connections that are left are reset. At least drain.",
+        description="Seconds after SIGTERM at which connections that are left are reset. At least drain; "
+        "where only that is set, and longer, as long as it.",
     )
     rpc_memory: Size = Field(
         default=256 << 20,
@@ -127,6 +128,11 @@ class Gateway(Table):
         "answers; the default holds 12 of the longest requests.",
     )
     log: Log = Log()
+
+    @property
+    def cut_after(self) -> float:
+        """Seconds from the beginning of a drain until what is left is reset."""
+        return max(self.drain, self.hard_stop)
 
 
 class Config(Table):

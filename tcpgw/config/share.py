@@ -31,7 +31,8 @@ def share(config: Config, workers: int) -> Config:
 
 
 def _service(service: Service, workers: int) -> Service:
-    return service.model_copy(update={"rpc": _rpc(service.rpc, workers)})
+    balance = service.balance.model_copy(update={"rebalance": service.balance.rebalance / workers})
+    return service.model_copy(update={"balance": balance, "rpc": _rpc(service.rpc, workers)})
 
 
 def _rpc(rpc: Rpc, workers: int) -> Rpc:

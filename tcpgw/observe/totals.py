@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+Figures = dict[str, Any]
+"""By name: numbers, or more such tables."""
+
 GAUGES = frozenset({"active", "inflight", "draining", "waiting"})
 """What is so at a moment: of a worker that is gone it is nothing."""
 
 
-def summed(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summed(tables: Iterable[Mapping[str, Any]]) -> Figures:
     """Add numbers under the same keys, at any depth. Of what is no number, the last counts."""
-    total: dict[str, Any] = {}
+    total: Figures = {}
     for table in tables:
         for key, value in table.items():
             before = total.get(key)
@@ -22,7 +25,7 @@ def summed(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def counted(table: Mapping[str, Any]) -> dict[str, Any]:
+def counted(table: Mapping[str, Any]) -> Figures:
     """Return what stays of a table when its worker is gone."""
     return {
         key: counted(value) if isinstance(value, Mapping) else value

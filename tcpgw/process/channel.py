@@ -26,7 +26,8 @@ _MAX_FRAME = 64 << 20
 # Bytes that may wait for the other side to read. Who lets so much pile up does not run any more.
 _MOST = 128 << 20
 _READ = 65536
-_MOST_FDS = 253  # SCM_MAX_FD: that the kernel carries in one message
+MOST_FDS = 253
+"""Descriptors that the kernel carries with one message: SCM_MAX_FD."""
 
 Handler = Callable[..., object]
 """Takes a call's parameters; if it takes descriptors too, they are its own from then on. May be async."""
@@ -77,7 +78,7 @@ class Channel:
     async def call(self, name: str, *params: Any, fds: Sequence[int] = (), timeout: float) -> Any:  # noqa: ASYNC109
         """Have the other side do something, and return what it says, within `timeout` seconds.
 
-        `fds` are copied, so the caller's stay its own. Raises ChannelError.
+        `fds`, at most MOST_FDS, are copied, so the caller's stay its own. Raises ChannelError.
         """
         number = next(self._numbers)
         answer: asyncio.Future[Any] = self._loop.create_future()
@@ -126,7 +127,7 @@ class Channel:
     async def _receive(self) -> bytes:
         while not self.closed.is_set():
             try:
-                data, fds, _, _ = socket.recv_fds(self._socket, _READ, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+                data, fds, _, _ = socket.recv_fds(self._socket, _READ, MOST_FDS, socket.MSG_CMSG_CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 await self._readable()
             else:
@@ -168,7 +169,9 @@ class Channel:
 
     async def _handle(self, name: str, count: int, params: list[Any]) -> tuple[object, object]:
         """What the handler says, as the error and the result of an answer."""
-        fds = [self._fds.popleft() for _ in range(min(count, len(self._fds)))]
+        if count > len(self._fds):  # the kernel drops what finds no room in this process
+            raise ProtocolError(f"{count} descriptors were sent with {name}, and {len(self._fds)} came")
+        fds = [self._fds.popleft() for _ in range(count)]
         handler = self._handlers.get(name)
         if handler is None:
             _close(fds)
@@ -194,7 +197,7 @@ class Channel:
             self.close()
             raise ChannelError(f"the other process reads nothing: {self._waiting} bytes wait for it")
         # Copies, because a listener that is removed closes its own before this may be sent.
-        self._out.append((memoryview(data), [os.dup(fd) for fd in fds]))
+        self._out.append((memoryview(data), _copies(fds)))
         self._waiting += len(data)
         if not self._writing:
             self._flush()
@@ -222,6 +225,17 @@ class Channel:
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._socket)
+
+
+def _copies(fds: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))  # noqa: PERF401 - what there is when one fails is to be closed
+    except OSError as exc:
+        _close(copies)
+        raise ChannelError(f"no descriptor can be passed: {exc.strerror}") from exc
+    return copies
 
 
 def _close(fds: Sequence[int] | deque[int]) -> None:

@@ -11,9 +11,10 @@ def places(config: Path, environment: Mapping[str, str]) -> Iterator[Path]:
     """Yield where the control socket of the gateway with this configuration may be, the best place first.
 
     The file's path is its identity: so `tcpgw reload -c FILE` needs to be told nothing else, and several
-    gateways of a host do not meet.
+    gateways of a host do not meet. As it is written, because what a symbolic link leads to may be replaced,
+    as Kubernetes does it.
     """
-    path = config.resolve()
+    path = Path(os.path.abspath(config))  # noqa: PTH100 - unlike absolute(), without "..", and unlike resolve()
     name = f"{path.stem[:32]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}.sock"
     for folder in _folders(environment):
         yield folder / name

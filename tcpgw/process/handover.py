@@ -5,25 +5,29 @@ from then on both do, until the old one has left. One environment variable says 
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from tcpgw.errors import TcpgwError
 
 VARIABLE = "TCPGW_HANDOVER"
 
+# Seconds from SIGTERM to SIGKILL for a successor that does not come up.
+_LAST = 3.0
+
 
 class HandoverError(TcpgwError):
     """The new supervisor did not come up. The old one goes on."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Sockets:
     """A listener's listening sockets. `bind` is as it was configured, `address` where clients connect.
 
@@ -52,6 +56,7 @@ class Handover:
 
     def __init__(self, sockets: dict[str, Sockets], ready: int) -> None:
         self.sockets = sockets
+        self.is_one = ready >= 0  # else nobody handed anything over
         self._ready = ready
 
     @classmethod
@@ -74,10 +79,12 @@ class Handover:
         }
         return cls(sockets, told["ready"])
 
-    def accept(self, taken: Iterable[str]) -> None:
-        """Say that this process accepts on the sockets of these listeners. Idempotent."""
+    def accept(self, taken: Collection[Sockets]) -> None:
+        """Say that this process accepts on these: what was handed over, among others. Idempotent."""
         if self._ready >= 0:
-            os.write(self._ready, json.dumps(sorted(taken)).encode() + b"\n")
+            names = sorted(name for name, one in self.sockets.items() if one in taken)
+            with contextlib.suppress(BrokenPipeError):  # it is gone: all the more is this one needed
+                os.write(self._ready, json.dumps(names).encode() + b"\n")
             os.close(self._ready)
             self._ready = -1
 
@@ -136,10 +143,19 @@ async def hand_over(
         return process.pid, taken
     finally:
         os.close(ours)
-        if sys.exception() and process.poll() is None:
-            process.kill()
-            process.wait()
+        if sys.exception():
+            await asyncio.to_thread(_end, process)
         process.returncode = process.returncode or 0  # it outlives this process, which is not to wait for it
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM first: it has workers, which would not know that they are not wanted."""
+    process.terminate()
+    try:
+        process.wait(_LAST)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 async def _line(fd: int) -> bytes:

@@ -7,6 +7,7 @@ leaving, until their connections have ended. What a worker is told when is `atte
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -35,7 +36,8 @@ class Workers:
     """Owns the worker processes. Made and used in one running event loop; to be ended with `close`.
 
     `attend` runs for as long as its worker: it makes it accept, sets `accepting`, and keeps it up to date.
-    Where it raises a TcpgwError the worker is killed, and so replaced. `on_end` is told of each that is gone.
+    Where it raises, the worker is killed, and so replaced. `on_end` is told of each that is gone, `spare` of
+    one that came up and is not wanted any more: it is to be told to leave.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Workers:
         handlers: Handlers,
         attend: Callable[[WorkerProcess], Awaitable[None]],
         on_end: Callable[[WorkerProcess], None],
+        spare: Callable[[WorkerProcess], None],
     ) -> None:
         self.all: set[WorkerProcess] = set()
         self.deaths = 0  # of workers that nobody had told to leave
@@ -51,7 +54,9 @@ class Workers:
         self._handlers = handlers
         self._attend = attend
         self._on_end = on_end
+        self._spare = spare
         self._slots: dict[int, WorkerProcess | None] = {}
+        self._filling: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # one comes up at a time
         self._quick: dict[int, int] = {}  # quick deaths in a row
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -84,13 +89,17 @@ class Workers:
 
         Raises WorkerError where it dies before; then the old one stays.
         """
-        successor = await self._bring_up(slot)
-        if successor is None:
-            raise WorkerError(
-                f"a new worker {slot} does not come up, so the old one stays: see the log above"
-            )
-        old, self._slots[slot] = self._slots.get(slot), successor
-        return old
+        async with self._filling[slot]:
+            successor = await self._bring_up(slot)
+            if successor is None:
+                raise WorkerError(
+                    f"a new worker {slot} does not come up, so the old one stays: see the log above"
+                )
+            if slot not in self._slots:
+                self._spare(successor)
+                raise WorkerError(f"there is no slot {slot} any more")
+            old, self._slots[slot] = self._slots[slot], successor
+            return old
 
     def dismiss(self, worker: WorkerProcess, seconds: float) -> None:
         """Note that a worker was told to leave. It is killed after so many seconds."""
@@ -120,12 +129,16 @@ class Workers:
 
     async def _fill(self, slot: int) -> None:
         """Bring up a worker for an empty slot, however often it takes."""
-        while not self._closing and slot in self._slots:
-            worker = await self._bring_up(slot)
-            if worker is not None:
-                self._slots[slot] = worker
-                self._changed.set()
-                return
+        async with self._filling[slot]:
+            while not self._closing and slot in self._slots and self._slots[slot] is None:
+                worker = await self._bring_up(slot)
+                if worker is None:
+                    continue
+                if slot in self._slots:
+                    self._slots[slot] = worker
+                else:
+                    self._spare(worker)
+        self._changed.set()
 
     async def _bring_up(self, slot: int) -> WorkerProcess | None:
         """Start a worker and return it when it accepts, or None where it died before."""
@@ -178,6 +191,9 @@ class Workers:
             if not worker.ended.is_set() and not worker.leaving:
                 log.error("worker_killed", worker=worker.slot, pid=worker.pid, error=str(exc))
                 worker.kill()
+        except Exception:  # a bug here must not leave a worker that nobody tells anything
+            log.exception("worker_killed", worker=worker.slot, pid=worker.pid)
+            worker.kill()
         finally:
             accepting.cancel()
 
@@ -185,7 +201,8 @@ class Workers:
         lived = round(time.monotonic() - worker.started, 3)
         facts = {"worker": worker.slot, "pid": worker.pid, "code": worker.code, "lived": lived}
         if worker.leaving or self._closing:
-            log.info("worker_ended", **facts)
+            tell = log.info if worker.code == 0 else log.error
+            tell("worker_ended", **facts)
             return
         self.deaths += 1
         quick = self._quick[worker.slot] = self._quick.get(worker.slot, 0) + 1 if lived < _QUICK else 1

@@ -107,6 +107,11 @@ class WorkerProcess:
         listeners = self.report.get("listeners", {})
         return sum(listener.get("active", 0) for listener in listeners.values())
 
+    def interrupt(self) -> None:
+        """Have it end now, with a last word. Idempotent."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+
     def kill(self) -> None:
         """End it at once, with all its connections. Idempotent."""
         if self._process.poll() is None:

@@ -46,7 +46,10 @@ def bind_socket(bind: Bind, keepalive: float, *, shared: bool = False) -> socket
     the clients over all that listen. Of TCP only: a Unix socket's file is one.
     """
     family = socket.AF_UNIX if bind.path else socket.AF_INET6 if ":" in bind.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as exc:
+        raise BindError(f"cannot listen on {bind}: {exc.strerror}") from exc
     try:
         if bind.path:
             _remove_stale(bind.path)

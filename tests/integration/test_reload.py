@@ -803,9 +803,14 @@ async def test_status_is_plain() -> None:
             status = msgpack.unpackb(msgpack.packb(g.relays.status()))
             assert status["listeners"].keys() == {"l", "m"}
             assert status["listeners"]["l"]["active"] == 1
-            assert status["services"]["s"]["endpoints"] == {a.endpoint: {"weight": 1, "inflight": 0}}
-            counted = {"answered": 1, "failed": 0, "expired": 0, "retried": 0, "hedged": 0}
-            assert status["services"]["s"]["rpc"] == counted
+            of_s, of_t = ({"weight": 1, "inflight": 0, "connected": n, "failed": 0} for n in (2, 1))
+            assert status["services"]["s"]["endpoints"] == {
+                a.endpoint: of_s
+            }  # small requests, and large ones
+            assert status["services"]["t"]["endpoints"] == {b.endpoint: of_t}
+            counted = {"answered": 1, "failed": 0, "expired": 0, "retried": 0, "hedged": 0, "requests_cut": 0}
+            drains = {"started": 0, "closed": 0, "reset": 0, "spared": 0}
+            assert status["services"]["s"]["rpc"] == counted | {"drains": drains}
             assert "rpc" not in status["services"]["t"]
 
 

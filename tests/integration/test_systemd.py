@@ -14,7 +14,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.support.processes import PATIENCE, GatewayProcess, wait_until
+from tests.support.processes import PATIENCE, GatewayProcess, free_port, wait_until
 
 UNITS = Path(__file__).parents[2] / "systemd"
 
@@ -211,6 +211,74 @@ def test_systemd_is_told_when_it_is_ready_alive_and_stopping(tmp_path: Path, ins
             hear("STOPPING=1")
             assert process.wait(PATIENCE) == 0
         wait_until(lambda: gateway.events("stopped"))
+
+
+def test_a_listener_may_leave_a_passed_socket_and_come_back(
+    tmp_path: Path, instance: socket.socket, passed: socket.socket
+) -> None:
+    """At another address it opens its own; what systemd keeps open meanwhile is served again later."""
+    here = f"127.0.0.1:{passed.getsockname()[1]}"
+    config = configuration(tmp_path, instance.getsockname(), here)
+    log = tmp_path / "log"
+
+    def reload() -> None:
+        command = [sys.executable, "-m", "tcpgw", "reload", "-c", str(config)]
+        subprocess.run(command, check=True, timeout=PATIENCE, capture_output=True)
+
+    with launched(config, [passed], log) as process:
+        GatewayProcess(process, log)
+        for _ in range(2):
+            there = free_port()
+            configuration(tmp_path, instance.getsockname(), f"127.0.0.1:{there}")
+            reload()
+            with socket.create_connection(passed.getsockname(), PATIENCE) as waiting:
+                with socket.create_connection(("127.0.0.1", there), PATIENCE) as client:
+                    exchange(client, instance, b"there")
+                configuration(tmp_path, instance.getsockname(), here)
+                reload()
+                exchange(waiting, instance, b"here")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", there), PATIENCE)
+        stop(process)
+
+
+def test_systemd_is_told_of_a_successor(tmp_path: Path, instance: socket.socket) -> None:
+    """At an upgrade the new supervisor becomes the main process, and tells the watchdog from then on."""
+    config = configuration(tmp_path, instance.getsockname(), "127.0.0.1:0")
+    log, address = tmp_path / "log", tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        manager.settimeout(PATIENCE)
+
+        def hear(wanted: str) -> tuple[int, str]:
+            """Who says it, and all of it."""
+            while True:
+                told, ancillary, _, _ = manager.recvmsg(1000, socket.CMSG_SPACE(12))
+                if wanted in told.decode():
+                    return int.from_bytes(ancillary[0][2][:4], sys.byteorder), told.decode()
+
+        with launched(config, [], log, NOTIFY_SOCKET=str(address), WATCHDOG_USEC="100000") as process:
+            assert hear("READY=1")[0] == process.pid
+            process.send_signal(signal.SIGUSR2)
+            teller, told = hear("MAINPID=")
+            successor = int(told.removeprefix("MAINPID="))
+            try:
+                assert teller == process.pid
+                assert process.wait(PATIENCE) == 0
+                assert hear("WATCHDOG=1")[0] in {process.pid, successor}
+                while hear("WATCHDOG=1")[0] != successor:
+                    pass
+            finally:
+                os.kill(successor, signal.SIGTERM)
+            assert hear("STOPPING=1")[0] == successor
+        wait_until(lambda: not Path(f"/proc/{successor}").exists() or _is_zombie(successor))
+
+
+def _is_zombie(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 # ---- the units ----

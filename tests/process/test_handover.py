@@ -21,7 +21,7 @@ assert os.environ["GIVEN"] == "too"
 for one in handover.sockets.values():
     for sock in one.sockets:
         sock.listen()
-handover.accept(handover.sockets)
+handover.accept(handover.sockets.values())
 handover.accept([])
 for one in handover.sockets.values():
     for sock in one.sockets:
@@ -116,7 +116,8 @@ def test_mostly_nothing_is_handed_over() -> None:
     """Then there are no sockets, and nobody waits to hear."""
     handover = Handover.take({"PATH": "/bin"})
     assert handover.sockets == {}
-    handover.accept(["l"])
+    assert not handover.is_one
+    handover.accept([Sockets("x")])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpgw.process.notify import Notifier
+from tcpgw.process.notify import Notifier, reloading
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -104,3 +104,17 @@ async def test_a_moment_without_descriptors_ends_nothing(
                 break
             except BlockingIOError:
                 await asyncio.sleep(0.001)
+
+
+def test_a_successor_finds_what_this_one_found() -> None:
+    """But for the watchdog's pid, which is another's then."""
+    found = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "10000000", "WATCHDOG_PID": str(os.getpid())}
+    assert Notifier.of({**found}).environment() == {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "10000000"}
+    assert Notifier.of({"NOTIFY_SOCKET": "/x"}).environment() == {"NOTIFY_SOCKET": "/x"}
+    assert Notifier.of({}).environment() == {}
+
+
+def test_a_reload_says_when_it_began() -> None:
+    """By the clock that systemd compares with."""
+    before = time.monotonic_ns() // 1000
+    assert int(reloading()["MONOTONIC_USEC"]) - before < 1_000_000

@@ -1,9 +1,10 @@
+import asyncio
 import os
 import signal
 
 import pytest
 
-from tcpgw.process.signals import ending
+from tcpgw.process.signals import ending, handled, ignored
 from tests.support.streams import in_time
 
 
@@ -35,3 +36,24 @@ async def test_afterwards_the_signals_end_the_process() -> None:
         raise RuntimeError("inside")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+async def test_signals_call_what_they_ask_for() -> None:
+    """On the loop, each time; afterwards they are what they were."""
+    calls: list[str] = []
+    with handled({signal.SIGHUP: lambda: calls.append("reload"), signal.SIGUSR2: lambda: calls.append("go")}):
+        for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+            before = len(calls)
+            while len(calls) == before:  # noqa: ASYNC110 - the signal wakes the loop, and nothing else does
+                await asyncio.sleep(0.001)
+    assert calls == ["reload", "go", "reload"]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+async def test_a_signal_may_mean_nothing() -> None:
+    """What would end the process does not."""
+    with ignored(signal.SIGHUP, signal.SIGUSR2):
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await asyncio.sleep(0.01)

@@ -26,11 +26,13 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self.ended: list[WorkerProcess] = []
+        self.spare: list[WorkerProcess] = []
         self.workers = Workers(
             lambda slot, fd: [sys.executable, str(PROGRAM), str(slot), str(fd), str(folder)],
             {"beat": lambda _: None, "report": self._report},
             self._attend,
             self.ended.append,
+            self.spare.append,
         )
 
     def _report(self, worker: WorkerProcess, report: dict[str, Any]) -> None:

@@ -82,8 +82,10 @@ class Lane:
                 async with asyncio.timeout(self.service.connect_timeout):
                     await loop.create_connection(lambda c=channel: c, *self.endpoint)  # type: ignore[misc]
             except OSError as exc:
+                self.service.outcomes[self.endpoint].failed += 1
                 self._failed(exc)
             else:
+                self.service.outcomes[self.endpoint].connected += 1
                 await self._serve(channel)
             good = channel.given_up or time.monotonic() - began >= _GOOD
             if good and channel.lost.is_set():

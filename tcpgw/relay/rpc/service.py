@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tcpgw.balancing.budgets import HedgeBudget, RetryBudget
 from tcpgw.errors import Code
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tcpgw.relay.rpc.memory import Memory
     from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.routing import Rule
+    from tcpgw.relay.upstream import Outcomes
 
 # Seconds between looks at deadlines: one sweep for all instead of a timer for each request.
 _SWEEP = 0.05
@@ -76,8 +77,10 @@ class RpcService:
         protocol: Protocol,
         terms: Terms,
         memory: Memory,
+        outcomes: Outcomes,
     ) -> None:
         self.pool = pool
+        self.outcomes = outcomes  # of connecting
         self.name = pool.service
         self.protocol = protocol
         self.terms = terms
@@ -146,14 +149,16 @@ class RpcService:
             channel.mux.pending or channel.mux.parts for channel in channels
         )
 
-    def status(self) -> dict[str, int]:
-        """What requests came to, since the start."""
+    def status(self) -> dict[str, Any]:
+        """What requests came to, and endpoints that left, since the start."""
         return {
             "answered": self.answers,
             "failed": self.failed,
             "expired": self.expired,
             "retried": self.retried,
             "hedged": self.hedged,
+            "drains": dict(self.drains),
+            "requests_cut": self.requests_cut,
         }
 
     # ---- life ----
