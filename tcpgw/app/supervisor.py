@@ -40,8 +40,10 @@ from tcpgw.relay.sockets import BindError
 log = structlog.get_logger()
 
 # What a worker executes. rich is for tracebacks on a terminal, which nobody asks for here; structlog would
-# take 40 of the 250 ms of a start to import it.
-_WORKER = "import sys; sys.modules['rich'] = None; from tcpgw.app.worker import main; main()"
+# take 40 of the 250 ms of a start to import it. Nor is there garbage to look for in what is imported.
+_WORKER = (
+    "import gc, sys; gc.disable(); sys.modules['rich'] = None; from tcpgw.app.worker import main; main()"
+)
 # Seconds that a worker has to do what it is told: tables of millions of entries take some. One that hangs is
 # found by its silence, long before.
 _PATIENCE = 120.0

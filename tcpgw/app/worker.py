@@ -215,6 +215,6 @@ def main() -> None:
 
 async def _serve(sock: socket.socket) -> None:
     raise_open_files()
-    calm_collector()
+    calm_collector(first=False)
     keep_heap()
     await Worker(sock).run()
