@@ -25,13 +25,14 @@ from tcpgw.bench.command import bench
 from tcpgw.call import CONTEXT, call
 from tcpgw.config import load as configuration
 from tcpgw.config import schema
+from tcpgw.config.share import share
 from tcpgw.discovery.source import Source
 from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
 from tcpgw.observe import logs
 from tcpgw.operate import reload, status, upgrade
 from tcpgw.process.inherited import InheritedError
-from tcpgw.process.limits import needed_files
+from tcpgw.process.limits import cpus, needed_files
 
 log = structlog.get_logger()
 # markup=False: "[fd00::1]:80" is an endpoint, not a style.
@@ -112,8 +113,16 @@ def check(config: ConfigFile) -> None:
             listener.name, str(listener.bind), _plane(listener), shares, str(listener.max_connections)
         )
     out.print(services, listeners)
-    wanted = needed_files(sum(listener.max_connections for listener in loaded.listener))
-    out.print(f"{config}: valid; needs up to {wanted} open files (LimitNOFILE=, ulimit -n)", soft_wrap=True)
+    gateway = loaded.gateway
+    workers = gateway.workers or cpus()
+    out.print(
+        f"{workers} workers; a stop drains for {gateway.drain:g} s and cuts the rest after"
+        f" {gateway.cut_after:g} s; without their supervisor workers accept for {gateway.unsupervised:g} s",
+        soft_wrap=True,
+    )
+    wanted = needed_files(sum(listener.max_connections for listener in share(loaded, workers).listener))
+    needs = f"each worker needs up to {wanted} open files (LimitNOFILE=, ulimit -n)"
+    out.print(f"{config}: valid; {needs}", soft_wrap=True)
 
 
 def _plane(listener: schema.Listener) -> str:

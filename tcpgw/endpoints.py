@@ -65,6 +65,19 @@ class Snapshot:
         weights = {member.endpoint: member.weight for member in members}
         return cls(service, version, tuple(sorted(Member(e, w) for e, w in weights.items())), taken_at)
 
+    def plain(self) -> tuple[object, ...]:
+        """Return what `restored` takes, in values that every encoding has."""
+        members = [[endpoint.host, endpoint.port, weight] for endpoint, weight in self.members]
+        return self.service, self.version, members, self.taken_at
+
+    @classmethod
+    def restored(
+        cls, service: str, version: int, members: Iterable[tuple[str, int, int]], taken_at: float
+    ) -> Self:
+        """Make the snapshot again that `plain` was asked for."""
+        found = tuple(Member(Endpoint(host, port), weight) for host, port, weight in members)
+        return cls(service, version, found, taken_at)
+
     @property
     def weights(self) -> Mapping[Endpoint, int]:
         """Endpoints that may be given new connections, with their weights."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,10 @@ from rich.table import Column, Table
 from tcpgw.app.control import REFUSED
 from tcpgw.client import RpcError, SyncClient
 from tcpgw.errors import ConnectError, TcpgwError
-from tcpgw.process.control import places
+from tcpgw.process.control import others, places
 
-out = Console(highlight=False, markup=False)
+# As wide as it takes where nobody looks: half an address is none, also to grep.
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 ConfigFile = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration that the gateway runs with.")
@@ -29,7 +31,8 @@ _PATIENCE = 600.0
 def reload(config: ConfigFile) -> None:
     """Have the running gateway read its configuration again; connections go on.
 
-    Prints what changed. Exit code 2: the file is not valid, and the configuration in force stays as it was.
+    Prints what changed. Exit code 2: the file is not valid, or what it asks for cannot be had (an address
+    that is taken), and the configuration in force stays as it was.
     """
     changes = _ask(config, "reload")
     for line in changes:
@@ -63,8 +66,10 @@ def status(
 
 def _ask(config: Path, method: str) -> Any:
     """Ask the gateway that runs with this file, or exit: 2 where the file is at fault, else 1."""
+    if not config.exists():
+        raise _end(2, f"{config}: no such file")
     tried = list(places(config, os.environ))
-    for place in tried:
+    for place in (*tried, *others(config)):
         try:
             with SyncClient(f"unix:{place}", connect_timeout=1.0) as client:
                 return client.call(method, timeout=_PATIENCE)
@@ -75,27 +80,35 @@ def _ask(config: Path, method: str) -> Any:
         except TcpgwError as exc:
             raise _end(1, str(exc)) from None
     folders = ", ".join(str(place.parent) for place in tried)
-    raise _end(1, f"no gateway of this user's runs with {config}: none answers in {folders}")
+    raise _end(
+        1,
+        f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
+        " root), or was it started with another path to the file? Signals work: SIGHUP reloads",
+    )
 
 
 def _show(found: Mapping[str, Any]) -> None:
     age = _age(time.time() - found["since"])
-    out.print(f"tcpgw {found['version']}, {found['state']} for {age}, pid {found['pid']}", soft_wrap=True)
-    workers = _table("worker", "pid", "state", "connections", "age")
+    out.print(f"tcpgw {found['version']}: {found['state']}; pid {found['pid']}, up {age}", soft_wrap=True)
+    workers = _table("worker", "pid", "state", "connections", "up")
     for one in found["workers"]:
         cells = (one["worker"], one["pid"], one["state"], one["connections"], _age(one["age"]))
         workers.add_row(*map(str, cells))
-    listeners = _table("listener", "address", "open", "accepted", "bytes in", "bytes out", "ended")
+    listeners = _table("listener", "address", "connections", "accepted")
     for name, one in found["listeners"].items():
-        ended = ", ".join(f"{reason} {count}" for reason, count in sorted(one["ended"].items()))
-        cells = (name, one["address"] or "removed", one["active"], one["accepted"], one["bytes_in"])
-        listeners.add_row(*map(str, (*cells, one["bytes_out"], ended)))
+        listeners.add_row(name, one["address"] or "removed", str(one.get("active", 0)), str(one["accepted"]))
     services = _table("service", "endpoint", "weight", "in flight", "connected", "failed")
     for name, service in found["services"].items():
         for endpoint, one in service["endpoints"].items():
             figures = (one.get(key, 0) for key in ("weight", "inflight", "connected", "failed"))
             services.add_row(name, endpoint, *map(str, figures))
     out.print(workers, listeners, services)
+    for name, one in found["listeners"].items():
+        if one["ended"]:
+            ended = ", ".join(f"{reason} {count}" for reason, count in sorted(one["ended"].items()))
+            out.print(
+                f"{name}: {one['bytes_in']} bytes in, {one['bytes_out']} out; ended: {ended}", soft_wrap=True
+            )
     if found["worker_deaths"]:
         out.print(f"workers that died: {found['worker_deaths']}")
 
@@ -109,7 +122,9 @@ def _age(seconds: float) -> str:
 
 
 def _table(*columns: str) -> Table:
-    return Table(*(Column(name, overflow="fold") for name in columns))
+    return Table(
+        *(Column(name, no_wrap=name in {"address", "endpoint"}, overflow="fold") for name in columns)
+    )
 
 
 def _end(code: int, message: str) -> typer.Exit:

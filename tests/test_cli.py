@@ -11,6 +11,7 @@ import pytest
 
 from tcpgw import __version__
 from tcpgw.demo.cloud import Cloud
+from tcpgw.process.limits import cpus, needed_files
 from tests.support.command import started, tcpgw
 from tests.support.instances import access_key, account, listener, modelarts
 from tests.support.processes import relaying
@@ -127,7 +128,9 @@ def test_check_prints_what_would_run(config: Path) -> None:
     rows = [re.split(r" *│ *", line.strip("│ \n")) for line in out.splitlines() if line.startswith("│")]
     assert ["fixed", "static, 2 endpoints"] in [row[:2] for row in rows]
     assert ["l", "127.0.0.1:9000", "stream", "s", "10000"] in rows
-    assert f"{config}: valid; needs up to 20128 open files" in out
+    assert f"{cpus()} workers; a stop drains for 30 s and cuts the rest after 60 s" in out
+    files = needed_files(-(-10000 // cpus()))
+    assert f"{config}: valid; each worker needs up to {files} open files" in out
 
 
 def test_check_prints_shares(tmp_path: Path) -> None:
@@ -156,7 +159,7 @@ def test_check_takes_every_valid_sample(monkeypatch: pytest.MonkeyPatch) -> None
     for sample in samples:
         code, out, err = tcpgw("check", "-c", sample)
         assert (code, err) == (0, ""), sample
-        assert "valid; needs up to" in out
+        assert "valid; each worker needs up to" in out
 
 
 # ---- endpoints ----

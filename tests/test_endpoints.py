@@ -1,5 +1,6 @@
 from ipaddress import IPv6Address, ip_address
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,3 +109,11 @@ def test_a_snapshot_cannot_be_changed() -> None:
     snapshot = Snapshot.of("s", [Member(Endpoint(str(IPv6Address(1)), 80))], taken_at=1.0)
     with pytest.raises(AttributeError):
         snapshot.version = 2  # type: ignore[misc]
+
+
+def test_a_snapshot_passes_through_an_encoding() -> None:
+    """Another process makes the same of what it is told."""
+    members = (Member(Endpoint("10.0.0.1", 80), 3), Member(Endpoint("fd00::1", 443), 0))
+    snapshot = Snapshot("s", 7, members, 12.5)
+    service, version, plain, taken_at = msgpack.unpackb(msgpack.packb(snapshot.plain()))
+    assert Snapshot.restored(service, version, plain, taken_at) == snapshot

@@ -9,14 +9,15 @@ from typing import Any
 
 import structlog
 
-from tcpgw.errors import ConfigError, TcpgwError
+from tcpgw.errors import ConfigError, CredentialError, TcpgwError
 from tcpgw.process.control import places, usable
+from tcpgw.relay.sockets import BindError
 from tcpgw.service import RpcError, Service
 
 log = structlog.get_logger()
 
 REFUSED = "refused"
-"""The code of an error where the configuration is at fault."""
+"""The code of an error where the configuration is at fault, or what it asks for cannot be had."""
 FAILED = "failed"
 """The code of any other."""
 
@@ -27,28 +28,35 @@ class RunningError(TcpgwError):
     blame = "operator"
 
 
+def refuse_second(config: Path) -> None:
+    """Raise RunningError where a gateway runs with this file already.
+
+    To be called before anything else is done: SO_REUSEPORT would let both accept.
+    """
+    place = next(filter(_answers, places(config, os.environ)), None)
+    if place is not None:
+        raise RunningError(
+            f"a gateway runs with {config} already, and answers at {place}:"
+            " use `tcpgw reload` or `tcpgw upgrade`"
+        )
+
+
 @contextlib.asynccontextmanager
-async def controlled(
-    config: Path, methods: Mapping[str, Callable[[], Any]], *, replaces: bool = False
-) -> AsyncIterator[Path | None]:
+async def controlled(config: Path, methods: Mapping[str, Callable[[], Any]]) -> AsyncIterator[Path | None]:
     """Answer on the control socket for as long as the context lasts; yield where that is.
 
-    Without a place for it the gateway runs all the same, and None is yielded: signals still work. `replaces`:
-    this process takes over from the one that answers there now. Raises RunningError where one does otherwise.
+    Without a place for it the gateway runs all the same, and None is yielded: signals still work. Who answers
+    there before is replaced: see `refuse_second`.
     """
     place = next(filter(usable, places(config, os.environ)), None)
     if place is None:
         tried = ", ".join(str(place.parent) for place in places(config, os.environ))
         log.warning(
-            "no_control_socket", hint=f"no folder of ours for it: {tried}; signals work, `tcpgw status` not"
+            "no_control_socket",
+            hint=f"no folder of ours for it: {tried}; SIGHUP and SIGUSR2 work, the commands do not",
         )
         yield None
         return
-    if not replaces and _answers(place):
-        raise RunningError(
-            f"a gateway runs with {config} already, and answers at {place}:"
-            " use `tcpgw reload` or `tcpgw upgrade`"
-        )
     # Under another name first: whoever asks finds the old one or the new one, and never nobody.
     unfinished = place.with_name(f"{os.getpid()}.tmp")
     service = Service({name: _guarded(method) for name, method in methods.items()}, stop_timeout=1.0)
@@ -73,6 +81,8 @@ def _guarded(method: Callable[[], Any]) -> Callable[[], Any]:
         try:
             return await method()
         except ConfigError as exc:
+            raise RpcError(REFUSED, str(exc)) from None
+        except (BindError, CredentialError) as exc:  # the file asks for what cannot be had
             raise RpcError(REFUSED, str(exc)) from None
         except TcpgwError as exc:
             raise RpcError(FAILED, str(exc)) from None

@@ -13,7 +13,7 @@ import structlog
 
 from tcpgw import __version__
 from tcpgw.app.background import Background, first
-from tcpgw.app.control import controlled
+from tcpgw.app.control import controlled, refuse_second
 from tcpgw.app.sockets import lent
 from tcpgw.app.supervisor import Supervisor
 from tcpgw.config import schema
@@ -45,6 +45,8 @@ async def run(config: schema.Config, path: Path) -> None:
         inherited.take(os.environ), {listener.name: str(listener.bind) for listener in config.listener}
     )
     given = {**handover.sockets, **lent(passed, config.listener)}
+    if not handover.is_one:
+        refuse_second(path)
     with ending() as end:
         async with AsyncExitStack() as stack:
             supervisor = Supervisor(config, path, given)
@@ -52,7 +54,7 @@ async def run(config: schema.Config, path: Path) -> None:
             operation = Operation(supervisor, manager)
             stack.push_async_callback(operation.give_up)
             stack.enter_context(handled(operation.signals))
-            control = controlled(path, operation.methods, replaces=handover.is_one)
+            control = controlled(path, operation.methods)
             if not handover.is_one:
                 await stack.enter_async_context(control)
             # A start may wait long for discovery, and whoever ends it meanwhile must not.
@@ -60,7 +62,7 @@ async def run(config: schema.Config, path: Path) -> None:
             if not end.asked.is_set():
                 if handover.is_one:  # not before: the predecessor is asked until this one serves
                     await stack.enter_async_context(control)
-                _say_ready(supervisor, manager, sorted(passed))
+                _say_ready(supervisor, manager, sorted(given))
                 handover.accept(supervisor.sockets.values())
                 operation.started.set()
                 async with manager.watched():
@@ -139,8 +141,10 @@ class Operation:
         async def asked() -> None:
             try:
                 await change()
-            except TcpgwError as exc:
+            except EndingError as exc:
                 log.error("not_done", error=str(exc))
+            except TcpgwError:
+                pass  # the log says it already
             except Exception:
                 log.exception("not_done")
 
@@ -188,6 +192,10 @@ class Operation:
 
     async def _upgrade_now(self) -> dict[str, Any]:
         supervisor = self._supervisor
+        if os.getpid() == 1:
+            raise HandoverError(
+                "this gateway is process 1, with whose end the kernel ends all others: restart the container"
+            )
         command = [*interpreter(), "-m", "tcpgw", "run", "--config", str(supervisor.path)]
         used = supervisor.sockets
         sockets = used | {name: one for name, one in supervisor.lent.items() if one not in used.values()}
@@ -196,12 +204,22 @@ class Operation:
             seconds = _START + await asyncio.to_thread(_longest_wait, supervisor)
             pid, self.taken = await hand_over(command, self._manager.environment(), sockets, seconds=seconds)
         except HandoverError as exc:
-            log.error("upgrade_failed", error=str(exc), hint="this version goes on as it was")
-            raise
+            error = f"{exc}{await asyncio.to_thread(_fault, supervisor.path)}"
+            log.error("upgrade_failed", error=error, hint="this version goes on as it was")
+            raise HandoverError(error) from exc
         self._manager.tell(MAINPID=str(pid))
         log.info("upgraded", successor=pid, listeners=self.taken)
         self.succeeded.set()
         return {"pid": pid, "listeners": self.taken}
+
+
+def _fault(path: Path) -> str:
+    """What this version finds wrong with the file, for who wonders why the next one did not start."""
+    try:
+        load(path)
+    except ConfigError as exc:
+        return f"; {path}: {exc}"
+    return ""
 
 
 def _longest_wait(supervisor: Supervisor) -> float:

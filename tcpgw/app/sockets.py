@@ -78,6 +78,16 @@ def listen_on(sockets: Iterable[Sockets]) -> None:
             listen(sock, one.address)
 
 
+def unserved(ended: Mapping[str, Sockets], opened: Mapping[str, Sockets]) -> list[str]:
+    """Say of which ended listeners systemd keeps the socket open, whose clients wait in vain now."""
+    return [
+        f"listener.{name}: systemd keeps its socket at {one.address} open, and nobody serves it any more:"
+        " change tcpgw.socket too, or the next start fails"
+        for name, one in ended.items()
+        if one.outlived and one not in opened.values()
+    ]
+
+
 def _taken(listener: schema.Listener, left: dict[str, Sockets]) -> Sockets | None:
     bind = str(listener.bind)
     names = [name for name, one in left.items() if one.bind == bind and not listener.bind.is_any]

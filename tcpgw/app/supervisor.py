@@ -21,7 +21,7 @@ from tcpgw import __version__
 from tcpgw.app.background import Background
 from tcpgw.app.discovery import Discovery
 from tcpgw.app.limits import fitted
-from tcpgw.app.sockets import grow, listen_on, open_sockets
+from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
 from tcpgw.app.status import Status, made
 from tcpgw.config import load, schema, transfer
 from tcpgw.config.diff import diff
@@ -83,6 +83,7 @@ class Supervisor:
         self._progress = asyncio.Event()  # in their being told
         self._told: dict[WorkerProcess, int] = {}
         self._past: dict[str, Any] = {}
+        self._stood_in_for: dict[int, set[int]] = {}  # by the slot that does
         self._background = Background()
         self._stack = AsyncExitStack()
         self._discovery = Discovery(config, self._publish, self._background)
@@ -97,7 +98,9 @@ class Supervisor:
             self._stack.push_async_callback(self._background.close)
             await self._stack.enter_async_context(self._discovery)
             handlers: Handlers = {"beat": _nothing, "report": _reported, "leave": self._replace_soon}
-            self._workers = Workers(self._command, handlers, self._attend, self._forget, self._send_away)
+            self._workers = Workers(
+                self._command, handlers, self._attend, self._forget, self._send_away, self._stand_in
+            )
             self._stack.push_async_callback(self._workers.close)
             self._set_config(self.config)
         except BaseException:
@@ -210,12 +213,7 @@ class Supervisor:
         await self._resize()
         if changes.restart:
             self._background.start(self._replace_all(), "replacing the workers")
-        restarted = [
-            f"{path}: for new processes: workers are replaced now, and the supervisor's own lines"
-            " change with `tcpgw upgrade`"
-            for path in changes.restart
-        ]
-        return [*changes.lines, *restarted]
+        return [*changes.lines, *unserved(ended, opened), *map(_restart, changes.restart)]
 
     async def _abandon(self, services: Iterable[str]) -> None:
         """Forget services that do not come after all."""
@@ -277,7 +275,7 @@ class Supervisor:
                 self._told[worker] = generation
             for service, snapshot in list(self._snapshots.items()):
                 if told.get(service) is not snapshot:
-                    await worker.call("publish", *_plain_snapshot(snapshot), timeout=_PATIENCE)
+                    await worker.call("publish", *snapshot.plain(), timeout=_PATIENCE)
                     told[service] = snapshot
             if not worker.accepting.is_set() and not worker.leaving:
                 await worker.call("accept", timeout=_PATIENCE)
@@ -294,7 +292,8 @@ class Supervisor:
         new = [
             (name, sock)
             for name, one in self.sockets.items()
-            for sock in one.of_worker(worker.slot, self._count)
+            for slot in (worker.slot, *self._stood_in_for.get(worker.slot, ()))
+            for sock in one.of_worker(slot, self._count)
             if sock not in given
         ]
         outlived = [name for name, one in self.sockets.items() if one.outlived]
@@ -303,6 +302,18 @@ class Supervisor:
             await worker.call("lend", names, fds=[sock.fileno() for sock in sockets], timeout=_PATIENCE)
             given.update(sockets)
         await worker.call("configure", self._plain, outlived, timeout=_PATIENCE)
+
+    def _stand_in(self, slot: int) -> None:
+        """Have another worker accept on the sockets of a slot too: its clients would wait for nobody.
+
+        For good, which harms nobody when the slot has a worker again: then both accept.
+        """
+        helpers = [worker.slot for worker in self._workers.current if worker.slot != slot]
+        if helpers and not any(slot in slots for slots in self._stood_in_for.values()):
+            helper = helpers[slot % len(helpers)]
+            self._stood_in_for.setdefault(helper, set()).add(slot)
+            log.warning("worker_stands_in", worker=helper, of=slot)
+            self._set_config(self.config)
 
     def _send_away(self, worker: WorkerProcess) -> None:
         self._dismiss(worker, self.sockets)
@@ -329,6 +340,7 @@ class Supervisor:
 
     def _replace_soon(self, worker: WorkerProcess) -> None:
         """A worker was asked to leave by somebody else."""
+        log.info("worker_asked_to_leave", worker=worker.slot, pid=worker.pid)
         if not worker.leaving and self.state != "draining":
             self._background.start(self._replace(worker.slot), f"replacing worker {worker.slot}")
 
@@ -352,17 +364,28 @@ class Supervisor:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "state": self.state,
+            "state": "degraded" if self._is_degraded else self.state,
             "since": self.started,
             "worker_deaths": self._workers.deaths,
             **made(self.config, workers, self.addresses(), self._snapshots, totals),
         }
+
+    @property
+    def _is_degraded(self) -> bool:
+        """Whether a worker is missing that should accept."""
+        return self.state == "ready" and len(self._workers.current) < self._count
 
     async def _ask(self, worker: WorkerProcess) -> None:
         try:
             worker.report = await worker.call("report", timeout=1.0)
         except TcpgwError:
             log.warning("worker_not_heard", worker=worker.slot, hint="its figures are up to some seconds old")
+
+
+def _restart(path: str) -> str:
+    """What a reload answers of a change that takes new processes."""
+    workers = "workers are replaced now, and the connections of the old ones drain"
+    return f"{path}: for new processes: {workers}; the supervisor's own lines change with `tcpgw upgrade`"
 
 
 def _close_all(sockets: Iterable[Sockets]) -> None:
@@ -373,11 +396,6 @@ def _close_all(sockets: Iterable[Sockets]) -> None:
 def _close_ours(sockets: Iterable[Sockets]) -> None:
     """Close what somebody else does not keep open: that could not be opened again."""
     _close_all(one for one in sockets if not one.outlived)
-
-
-def _plain_snapshot(snapshot: Snapshot) -> tuple[object, ...]:
-    members = [[endpoint.host, endpoint.port, weight] for endpoint, weight in snapshot.members]
-    return snapshot.service, snapshot.version, snapshot.taken_at, members
 
 
 def _nothing(_: WorkerProcess) -> None:

@@ -21,7 +21,7 @@ from tcpgw import __version__
 from tcpgw.app.background import Background, first
 from tcpgw.app.relays import Relays
 from tcpgw.config import schema, transfer
-from tcpgw.endpoints import Endpoint, Member, Snapshot
+from tcpgw.endpoints import Snapshot
 from tcpgw.observe import logs
 from tcpgw.process.channel import Channel, Handler
 from tcpgw.process.limits import calm_collector, drop_capabilities, keep_heap, raise_open_files
@@ -97,10 +97,9 @@ class Worker:
             await self._relays.apply(config, sockets)
         self._config = config
 
-    async def _publish(self, service: str, version: int, taken_at: float, members: list[list[Any]]) -> None:
+    async def _publish(self, *plain: Any) -> None:
         assert self._relays is not None  # noqa: S101 - configured first
-        found = tuple(Member(Endpoint(host, port), weight) for host, port, weight in members)
-        await self._relays.publish(Snapshot(service, version, found, taken_at))
+        await self._relays.publish(Snapshot.restored(*plain))
 
     async def _accept(self) -> None:
         assert self._relays is not None  # noqa: S101
@@ -150,6 +149,7 @@ class Worker:
             hint=f"the last snapshots stay in force; clients are taken for {gateway.unsupervised:g} s more",
         )
         await asyncio.sleep(gateway.unsupervised)
+        log.warning("draining", seconds=gateway.drain, hard_stop=gateway.cut_after, hint="no supervisor came")
         self._drain(gateway.drain, gateway.cut_after)
         await self.done.wait()
 
@@ -172,6 +172,8 @@ class Worker:
     async def _say_farewell(self) -> None:
         """End what is left, and tell what it all came to."""
         cut = sum(map(_cut, self._report().get("listeners", {}).values()))
+        if self._channel.closed.is_set():  # nobody else will say it
+            log.info("stopped", connections_cut=cut)
         if self._relays is not None:
             await self._relays.close()
         self._channel.tell("report", {**self._report(), "cut": cut})

@@ -20,6 +20,17 @@ def places(config: Path, environment: Mapping[str, str]) -> Iterator[Path]:
         yield folder / name
 
 
+def others(config: Path) -> Iterator[Path]:
+    """Yield where the control sockets of other users' gateways with this configuration are, for root."""
+    if os.getuid() != 0:
+        return
+    name = next(places(config, {})).name
+    yield from Path("/run/user").glob(f"*/tcpgw/{name}")
+    for place in Path(tempfile.gettempdir()).glob(f"tcpgw-*/{name}"):
+        if place.parent.name == f"tcpgw-{place.parent.stat().st_uid}":  # nobody else's trap
+            yield place
+
+
 def _folders(environment: Mapping[str, str]) -> Iterator[Path]:
     # systemd.exec(5), RuntimeDirectory=: more than one folder would be joined by colons.
     if given := environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]:

@@ -26,6 +26,8 @@ _LOOK = 1.0
 # double from the first to the longest (seconds).
 _QUICK = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+# Seconds from a process's last word to its end, mostly.
+_EXIT = 0.1
 # Seconds from SIGKILL until all that a worker had said was taken.
 _DEATH = 10.0
 # Quick deaths in a row after which operators are called.
@@ -37,7 +39,8 @@ class Workers:
 
     `attend` runs for as long as its worker: it makes it accept, sets `accepting`, and keeps it up to date.
     Where it raises, the worker is killed, and so replaced. `on_end` is told of each that is gone, `spare` of
-    one that came up and is not wanted any more: it is to be told to leave.
+    one that came up and is not wanted any more: it is to be told to leave. `failing` is told of a slot whose
+    workers die again and again: who came to it is to be served by others.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Workers:
         attend: Callable[[WorkerProcess], Awaitable[None]],
         on_end: Callable[[WorkerProcess], None],
         spare: Callable[[WorkerProcess], None],
+        failing: Callable[[int], None],
     ) -> None:
         self.all: set[WorkerProcess] = set()
         self.deaths = 0  # of workers that nobody had told to leave
@@ -55,6 +59,7 @@ class Workers:
         self._attend = attend
         self._on_end = on_end
         self._spare = spare
+        self._failing = failing
         self._slots: dict[int, WorkerProcess | None] = {}
         self._filling: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # one comes up at a time
         self._quick: dict[int, int] = {}  # quick deaths in a row
@@ -188,7 +193,8 @@ class Workers:
         try:
             await self._attend(worker)
         except TcpgwError as exc:
-            if not worker.ended.is_set() and not worker.leaving:
+            await asyncio.sleep(_EXIT)  # it may be about to say by its end what was wrong
+            if worker.runs and not worker.leaving:
                 log.error("worker_killed", worker=worker.slot, pid=worker.pid, error=str(exc))
                 worker.kill()
         except Exception:  # a bug here must not leave a worker that nobody tells anything
@@ -208,8 +214,11 @@ class Workers:
         quick = self._quick[worker.slot] = self._quick.get(worker.slot, 0) + 1 if lived < _QUICK else 1
         log.error("worker_died", **facts, connections_lost=worker.connections)
         if quick >= _ALARMING:
-            hint = "the others go on; see what it logged, free memory, and whether tcpgw was changed below it"
+            hint = (
+                "it is tried again; see what it logged, free memory, and whether tcpgw was changed below it"
+            )
             log.critical("worker_keeps_dying", worker=worker.slot, times=quick, hint=hint)
+            self._failing(worker.slot)
 
     async def _see_out(self, worker: WorkerProcess, seconds: float) -> None:
         try:

@@ -102,6 +102,10 @@ class WorkerProcess:
         self._channel.tell(name, *params)
 
     @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    @property
     def connections(self) -> int:
         """Clients that it had when it last told."""
         listeners = self.report.get("listeners", {})
@@ -109,12 +113,12 @@ class WorkerProcess:
 
     def interrupt(self) -> None:
         """Have it end now, with a last word. Idempotent."""
-        if self._process.poll() is None:
+        if self.runs:
             self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         """End it at once, with all its connections. Idempotent."""
-        if self._process.poll() is None:
+        if self.runs:
             self._process.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:

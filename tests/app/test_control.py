@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tcpgw.app.control import FAILED, REFUSED, RunningError, controlled
+from tcpgw.app.control import FAILED, REFUSED, RunningError, controlled, refuse_second
 from tcpgw.client import Client, RpcError
 from tcpgw.errors import ConfigError, Fault, TcpgwError
 
@@ -53,12 +53,12 @@ async def test_one_file_has_one_gateway(folder: Path) -> None:
     """A second one is told of the first; another file has a socket of its own; one left over is nobody's."""
     async with controlled(Path("x.toml"), {"answer": answer}):
         with pytest.raises(RunningError, match=r"runs with x\.toml already"):
-            async with controlled(Path("x.toml"), {}):
-                pytest.fail("it runs")
+            refuse_second(Path("x.toml"))
         async with controlled(Path("y.toml"), {}) as other:
             assert other is not None
     with socket.socket(socket.AF_UNIX) as killed:  # as a killed gateway leaves it
         killed.bind(str(folder / other.name))
+    refuse_second(Path("y.toml"))
     async with controlled(Path("y.toml"), {"answer": answer}) as again, Client(f"unix:{again}") as client:
         assert await client.call("answer") == "done"
 
@@ -74,7 +74,7 @@ async def test_a_successor_is_asked_from_its_beginning_on() -> None:
 
     before = controlled(Path("x.toml"), {"who": old})
     place = await before.__aenter__()
-    async with controlled(Path("x.toml"), {"who": new}, replaces=True) as again:
+    async with controlled(Path("x.toml"), {"who": new}) as again:
         assert again == place
         await before.__aexit__(None, None, None)
         async with Client(f"unix:{place}") as client:

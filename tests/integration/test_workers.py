@@ -129,6 +129,34 @@ def test_a_killed_worker_costs_its_own_connections_only(tmp_path: Path, backgrou
     assert (died["pid"], died["code"]) == (victim["pid"], -9)
 
 
+def test_others_serve_for_a_worker_that_does_not_come_up(
+    tmp_path: Path, background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is hashed to its sockets does not wait for ever, and the status says that it is missing."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "is_worker = 'tcpgw.app.worker' in ' '.join(sys.orig_argv)\n"
+        f"if is_worker and os.path.exists({str(tmp_path / 'broken')!r}):\n"
+        "    os._exit(1)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    run = Run(tmp_path, config_of(background.instances, free_port()))
+    with run.started() as gateway:
+        (tmp_path / "broken").touch()
+        os.kill(gateway.ready["workers"][0], signal.SIGKILL)
+        with background.load(run.address, short=8) as load:
+            wait_until(lambda: gateway.events("worker_stands_in"))
+            load.goes_on()
+            status = run.status()
+            assert status["state"] == "degraded"
+            assert [one["state"] for one in status["workers"]].count("accepting") == 1
+            (tmp_path / "broken").unlink()
+            wait_until(lambda: run.status()["state"] == "ready")
+            load.goes_on()
+        assert (load.short.refused, load.short.corrupted) == (0, 0)
+        assert load.short.broken <= 8  # of the killed one
+
+
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, background: Background) -> None:
     """After ten seconds without a word; meanwhile the others serve, and who came to it waits."""
     run = Run(tmp_path, config_of(background.instances, free_port()))

@@ -27,12 +27,14 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.ended: list[WorkerProcess] = []
         self.spare: list[WorkerProcess] = []
+        self.failing: list[int] = []
         self.workers = Workers(
             lambda slot, fd: [sys.executable, str(PROGRAM), str(slot), str(fd), str(folder)],
             {"beat": lambda _: None, "report": self._report},
             self._attend,
             self.ended.append,
             self.spare.append,
+            self.failing.append,
         )
 
     def _report(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
@@ -121,6 +123,7 @@ async def test_one_that_dies_again_and_again_is_tried_with_pauses(
             while not [line for line in logs if line["event"] == "worker_keeps_dying"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert len(fleet.workers.current) == 1
+        assert 2 in fleet.failing  # others are to serve whom it does not
         assert not growing.done()
         (tmp_path / "dies-2").unlink()
         await growing
