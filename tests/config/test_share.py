@@ -110,3 +110,18 @@ def test_memory_is_shared_as_far_as_frames_fit(frame: str, workers: int, part: i
     """A worker can hold the longest request and its answer, and what the key asks for at least."""
     whole = config(gateway='rpc_memory = "1000MiB"', listener=f'max_frame = "{frame}"')
     assert share(whole, workers).gateway.rpc_memory == part
+
+
+def test_a_rate_is_shared_too() -> None:
+    """Connections that workers close for a rebalance are as many a second as one gateway's."""
+    text = """
+        [[service]]
+        name = "s"
+        discovery = { type = "static", endpoints = ["10.0.0.1:80"] }
+        balance = { rebalance = 10 }
+        [[listener]]
+        name = "l"
+        bind = "127.0.0.1:1"
+        route = "s"
+    """
+    assert share(loads(text, Path()), 4).service[0].balance.rebalance == 2.5
