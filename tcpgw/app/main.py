@@ -65,8 +65,12 @@ async def run(config: schema.Config, path: Path) -> None:
                 _say_ready(supervisor, manager, sorted(given))
                 handover.accept(supervisor.sockets.values())
                 operation.started.set()
-                async with manager.watched():
-                    await first(end.asked.wait(), operation.succeeded.wait(), supervisor.failed())
+                watching = await stack.enter_async_context(AsyncExitStack())
+                await watching.enter_async_context(manager.watched())
+                await first(end.asked.wait(), operation.succeeded.wait(), supervisor.failed())
+                if operation.succeeded.is_set():  # systemd's main process is the successor now
+                    await watching.aclose()
+                    manager = Notifier()
             await operation.give_up()
             await _drain(supervisor, manager, end, operation.taken)
 
@@ -86,8 +90,6 @@ def _say_ready(supervisor: Supervisor, manager: Notifier, passed: list[str]) -> 
 
 async def _drain(supervisor: Supervisor, manager: Notifier, end: Ending, taken: Collection[str]) -> None:
     gateway = supervisor.config.gateway
-    if not end.asked.is_set():
-        manager = Notifier()  # systemd's main process is the successor now
     manager.tell(STOPPING="1", STATUS=f"draining for up to {gateway.cut_after:g} s")
     log.info("draining", seconds=gateway.drain, hard_stop=gateway.cut_after)
     leaving = asyncio.create_task(supervisor.drain(taken))
