@@ -17,6 +17,7 @@ import typer
 import uvloop
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
+from tcpgw import terminal
 from tcpgw.client import Client
 from tcpgw.config.secret import Secret
 from tcpgw.errors import TcpgwError
@@ -64,9 +65,9 @@ def call(
         end = time.monotonic() + timeout
         result = uvloop.run(_exchange(client, method, values, end, notify=notify))
     except ValueError as exc:
-        raise _end(2, str(exc)) from None
+        raise terminal.end(2, str(exc)) from None
     except TcpgwError as exc:
-        raise _end(1, str(exc)) from None
+        raise terminal.end(1, str(exc)) from None
     if not notify:
         typer.echo(json.dumps(plain(result), ensure_ascii=False, indent=2))
 
@@ -83,27 +84,22 @@ def _parameter(number: int, text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
         reason = "nested too deeply" if isinstance(exc, RecursionError) else str(exc)
-        raise _end(2, f"""{where} is not JSON: {reason} (text is written '"text"')""") from None
+        raise terminal.end(2, f"""{where} is not JSON: {reason} (text is written '"text"')""") from None
     try:
         pack(value)
     except ValueError as exc:
-        raise _end(2, f"{where} cannot be sent: {exc}") from None
+        raise terminal.end(2, f"{where} cannot be sent: {exc}") from None
     return value
 
 
 def _secret(where: str) -> str:
     """Fetch the token. One on the command line would stand in the process list and the shell's history."""
     if not where.startswith(("env:", "file:")):
-        raise _end(2, "--token: write env:NAME or file:PATH, not the token itself")
+        raise terminal.end(2, "--token: write env:NAME or file:PATH, not the token itself")
     try:
         return _TOKEN.validate_python(where).get_secret_value()
     except ValidationError as exc:
-        raise _end(2, f"--token: {exc.errors()[0]['ctx']['error']}") from None
-
-
-def _end(code: int, message: str) -> typer.Exit:
-    typer.secho(message, err=True, fg="red")
-    return typer.Exit(code)
+        raise terminal.end(2, f"--token: {exc.errors()[0]['ctx']['error']}") from None
 
 
 def plain(value: Any) -> Any:

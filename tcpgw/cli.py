@@ -13,9 +13,8 @@ import structlog
 import typer
 import uvloop
 from rich.console import Console
-from rich.table import Column, Table
 
-from tcpgw import __version__
+from tcpgw import __version__, terminal
 from tcpgw.app import main as main_
 from tcpgw.app.balancing import make_hash, make_policy
 from tcpgw.app.sources import describe, make_sources
@@ -94,7 +93,7 @@ def run(config: ConfigFile) -> None:
 def check(config: ConfigFile) -> None:
     """Validate a configuration and print what would run."""
     loaded = _load(config)
-    services = _table("service", "discovery", "balance", "connect", title="services")
+    services = terminal.table("service", "discovery", "balance", "connect", title="services")
     for service in loaded.service:
         services.add_row(
             service.name,
@@ -102,7 +101,7 @@ def check(config: ConfigFile) -> None:
             _balance(service.balance),
             f"{service.connect.candidates} tries of {service.connect.timeout:g} s",
         )
-    listeners = _table("listener", "bind", "plane", "route", "connections", title="listeners")
+    listeners = terminal.table("listener", "bind", "plane", "route", "connections", title="listeners")
     for listener in loaded.listener:
         total = sum(route.weight for route in listener.route)
         shares = ", ".join(
@@ -157,7 +156,7 @@ def endpoints(
         }
         typer.echo(json.dumps(rows, indent=2))
     else:
-        table = _table("service", "endpoint", "weight")
+        table = terminal.table("service", "endpoint", "weight")
         for name, snapshot in found.items():
             for member in snapshot.members:
                 table.add_row(name, str(member.endpoint), str(member.weight))
@@ -222,7 +221,7 @@ def explain(
     hashed = "jhash" if balance.key in {"source_ip", "source_ip_port"} else "xxhash64"
     out.print(f"key {key}: {hashed} {position:#010x} (seed {hashing.SEED:#x})", soft_wrap=True)
     out.print(policy.explain(position), soft_wrap=True)
-    table = _table("candidate", "endpoint", "weight")
+    table = terminal.table("candidate", "endpoint", "weight")
     for place, endpoint in enumerate(policy.candidates(position), 1):
         table.add_row(str(place), str(endpoint), str(answer.weights[endpoint]))
     out.print(table, "The order without load: a running gateway passes over endpoints at their bound.")
@@ -284,11 +283,6 @@ def _service(config: schema.Config, name: str) -> schema.Service:
             return service
     _say(f"no service is called {name!r}: there are {', '.join(service.name for service in config.service)}")
     raise typer.Exit(2)
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    """Make a table that breaks a long cell rather than leave its end out: half an address is none."""
-    return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
 def _say(message: str) -> None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
+from tcpgw import terminal
 from tcpgw.app.control import REFUSED
 from tcpgw.client import RpcError, SyncClient
 from tcpgw.errors import ConnectError, TcpgwError
@@ -24,6 +24,7 @@ ConfigFile = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration that the gateway runs with.")
 ]
 
+_WHOLE = ("address", "endpoint")
 # Seconds: a reload waits for the first snapshots of new services, an upgrade for those of all.
 _PATIENCE = 600.0
 
@@ -67,7 +68,7 @@ def status(
 def _ask(config: Path, method: str) -> Any:
     """Ask the gateway that runs with this file, or exit: 2 where the file is at fault, else 1."""
     if not config.exists():
-        raise _end(2, f"{config}: no such file")
+        raise terminal.end(2, f"{config}: no such file")
     tried = list(places(config, os.environ))
     for place in (*tried, *others(config)):
         try:
@@ -76,11 +77,11 @@ def _ask(config: Path, method: str) -> Any:
         except ConnectError:
             continue
         except RpcError as exc:
-            raise _end(2 if exc.code == REFUSED else 1, exc.message) from None
+            raise terminal.end(2 if exc.code == REFUSED else 1, exc.message) from None
         except TcpgwError as exc:
-            raise _end(1, str(exc)) from None
+            raise terminal.end(1, str(exc)) from None
     folders = ", ".join(str(place.parent) for place in tried)
-    raise _end(
+    raise terminal.end(
         1,
         f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
         " root), or was it started with another path to the file? Signals work: SIGHUP reloads",
@@ -90,14 +91,16 @@ def _ask(config: Path, method: str) -> Any:
 def _show(found: Mapping[str, Any]) -> None:
     age = _age(time.time() - found["since"])
     out.print(f"tcpgw {found['version']}: {found['state']}; pid {found['pid']}, up {age}", soft_wrap=True)
-    workers = _table("worker", "pid", "state", "connections", "up")
+    workers = terminal.table("worker", "pid", "state", "connections", "up", whole=_WHOLE)
     for one in found["workers"]:
         cells = (one["worker"], one["pid"], one["state"], one["connections"], _age(one["age"]))
         workers.add_row(*map(str, cells))
-    listeners = _table("listener", "address", "connections", "accepted")
+    listeners = terminal.table("listener", "address", "connections", "accepted", whole=_WHOLE)
     for name, one in found["listeners"].items():
         listeners.add_row(name, one["address"] or "removed", str(one.get("active", 0)), str(one["accepted"]))
-    services = _table("service", "endpoint", "weight", "in flight", "connected", "failed")
+    services = terminal.table(
+        "service", "endpoint", "weight", "in flight", "connected", "failed", whole=_WHOLE
+    )
     for name, service in found["services"].items():
         for endpoint, one in service["endpoints"].items():
             figures = (one.get(key, 0) for key in ("weight", "inflight", "connected", "failed"))
@@ -119,14 +122,3 @@ def _age(seconds: float) -> str:
     days, hours = divmod(hours, 24)
     parts = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if count]
     return " ".join(parts[:2]) or f"{rest} s"
-
-
-def _table(*columns: str) -> Table:
-    return Table(
-        *(Column(name, no_wrap=name in {"address", "endpoint"}, overflow="fold") for name in columns)
-    )
-
-
-def _end(code: int, message: str) -> typer.Exit:
-    typer.secho(message, err=True, fg="red")
-    return typer.Exit(code)

@@ -80,9 +80,7 @@ def _guarded(method: Callable[[], Any]) -> Callable[[], Any]:
     async def call() -> Any:
         try:
             return await method()
-        except ConfigError as exc:
-            raise RpcError(REFUSED, str(exc)) from None
-        except (BindError, CredentialError) as exc:  # the file asks for what cannot be had
+        except (ConfigError, BindError, CredentialError) as exc:  # or it asks for what cannot be had
             raise RpcError(REFUSED, str(exc)) from None
         except TcpgwError as exc:
             raise RpcError(FAILED, str(exc)) from None

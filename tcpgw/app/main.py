@@ -110,6 +110,9 @@ class EndingError(TcpgwError):
 
     blame = "operator"
 
+    def __init__(self) -> None:
+        super().__init__("this gateway is ending, and takes no changes any more")
+
 
 class Operation:
     """What operators ask a running gateway for, by signals or commands. One change at a time.
@@ -166,14 +169,14 @@ class Operation:
                     made.set_exception(exc)
             except asyncio.CancelledError:
                 if not made.done():
-                    made.set_exception(EndingError("this gateway is ending, and takes no changes any more"))
+                    made.set_exception(EndingError())
                 raise
             else:
                 if not made.done():
                     made.set_result(result)
 
         if self._ending:
-            raise EndingError("this gateway is ending, and takes no changes any more")
+            raise EndingError
         self._background.start(make(), "a change")
         return await made
 

@@ -13,6 +13,7 @@ from tcpgw.config import schema
 from tcpgw.config.load import loads
 from tcpgw.process.handover import Sockets
 from tcpgw.relay.sockets import BindError
+from tests.support.processes import open_files
 
 
 def listeners(*binds: str) -> tuple[schema.Listener, ...]:
@@ -115,10 +116,10 @@ def test_one_that_cannot_be_opened_leaves_none_open() -> None:
     """Whatever was opened before it; the error names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = open_files()
         with pytest.raises(BindError, match=bind):
             open_sockets(listeners("127.0.0.1:0", bind), 2, {})
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert open_files() == before
 
 
 def test_more_workers_get_more_sockets() -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 import pytest
 
 from tests.support.processes import PATIENCE, GatewayProcess, free_port, wait_until
+from tests.support.workers import runs
 
 UNITS = Path(__file__).parents[2] / "systemd"
 
@@ -272,13 +273,7 @@ def test_systemd_is_told_of_a_successor(tmp_path: Path, instance: socket.socket)
             finally:
                 os.kill(successor, signal.SIGTERM)
             assert hear("STOPPING=1")[0] == successor
-        wait_until(lambda: not Path(f"/proc/{successor}").exists() or _is_zombie(successor))
-
-
-def _is_zombie(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
+        wait_until(lambda: not runs(successor))
 
 
 # ---- the units ----

@@ -5,7 +5,6 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from structlog.testing import capture_logs
 
 from tcpgw.errors import TcpgwError
 from tcpgw.process.channel import Channel, ChannelError, Handler
+from tests.support.processes import open_files
 
 PATIENCE = 10.0
 
@@ -29,10 +29,6 @@ async def pair(handlers: dict[str, Handler], with_fds: tuple[str, ...] = ()) -> 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_a_call_is_answered_by_what_the_other_side_returns() -> None:

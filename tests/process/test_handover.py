@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tcpgw.process.handover import Handover, HandoverError, Sockets, hand_over, told
+from tests.support.processes import open_files
 
 PATIENCE = 20.0
 
@@ -36,10 +37,6 @@ def bound() -> socket.socket:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     return sock
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def children() -> set[str]:

@@ -42,7 +42,6 @@ class Load:
         self.exchanges = 0  # done by long ones
         self.finished = 0  # short ones
         self.closed = 0
-        self.sent = 0  # bytes
         self.connected = 0  # long ones, at this moment
         self._address = address
         self._counts = (long, short)
@@ -116,7 +115,6 @@ class Load:
         async with asyncio.timeout(PATIENCE):
             writer.write(data)
             echoed = await reader.readexactly(len(data))
-        self.sent += len(data)
         mishaps.corrupted += echoed != data
 
     @contextlib.contextmanager

@@ -25,6 +25,11 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def open_files() -> int:
+    """Of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 for a program that cannot be told to choose one itself."""
     with socket.socket() as sock:

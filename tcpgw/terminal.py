@@ -1,0 +1,21 @@
+"""What commands have in common in front of people: tables, and how they end."""
+
+from collections.abc import Container
+
+import typer
+from rich.table import Column, Table
+
+
+def table(*columns: str, title: str | None = None, whole: Container[str] = ()) -> Table:
+    """Make a table that breaks a long cell rather than leave its end out: half an address is none.
+
+    Cells of the columns in `whole` are not broken while others can be.
+    """
+    made = (Column(name, no_wrap=name in whole, overflow="fold") for name in columns)
+    return Table(*made, title=title, title_justify="left")
+
+
+def end(code: int, message: str) -> typer.Exit:
+    """Print why a command ends, and return what to raise."""
+    typer.secho(message, err=True, fg="red")
+    return typer.Exit(code)
