@@ -21,6 +21,14 @@ _Ip = IPv4Address | IPv6Address
 MAX_SIZE = 4096
 _MAX_V1 = 107  # section 2.1: the worst line, CRLF included
 
+# Sections 2.2.1 and 2.2.2: what was negotiated by ALPN, and the host name that the client asked for (SNI).
+TLV_ALPN = 0x01
+TLV_AUTHORITY = 0x02
+# Ours, of the range that section 2.2.8 leaves to everybody (PP2_TYPE_MIN_CUSTOM 0xE0 to PP2_TYPE_MAX_CUSTOM
+# 0xEF): an API key or a JWT for the gateway, and bytes to be hashed where `balance.key` is "hash_key".
+TLV_TOKEN = 0xE0
+TLV_HASH_KEY = 0xE1
+
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _TCP4, _TCP6 = b"PROXY TCP4 ", b"PROXY TCP6 "
 # UNKNOWN ends at once, or with anything up to the CRLF, but UNKNOWNX is another word.

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ProtocolError
 from tcpgw.wire import proxy_protocol
-from tcpgw.wire.proxy_protocol import MAX_SIZE, Address, Header, build_v1, build_v2, parse
+from tcpgw.wire.proxy_protocol import (
+    MAX_SIZE,
+    TLV_ALPN,
+    TLV_AUTHORITY,
+    TLV_HASH_KEY,
+    TLV_TOKEN,
+    Address,
+    Header,
+    build_v1,
+    build_v2,
+    parse,
+)
 
 SIGNATURE = bytes.fromhex("0D0A0D0A000D0A515549540A")  # section 2.2
 V4 = bytes.fromhex("C0A80001 C0A8000B DC04 01BB")  # 192.168.0.1:56324 to 192.168.0.11:443
@@ -218,3 +229,17 @@ def test_any_split_gives_the_same(header: bytes, rest: bytes) -> None:
 def test_every_kind_of_buffer(header: bytes) -> None:
     """bytes, bytearray and memoryview read alike."""
     assert parse(header) == parse(bytearray(header)) == parse(memoryview(header))
+
+
+def test_types_of_the_gateways_own() -> None:
+    """The gateway's own TLVs are in the custom range, and what is written into them is read."""
+    tlvs = (
+        (TLV_TOKEN, b"a.b.c"),
+        (TLV_HASH_KEY, b"\0user"),
+        (TLV_AUTHORITY, b"x.example"),
+        (TLV_ALPN, b"h2"),
+    )
+    assert all(0xE0 <= kind <= 0xEF for kind in (TLV_TOKEN, TLV_HASH_KEY))
+    header = parse(build_v2(SOURCE, DESTINATION, tlvs))
+    assert header is not None
+    assert header.tlvs == tlvs
