@@ -1,1 +1,1 @@
-"""Who may connect, and how much one may use."""
+"""Who may use what: networks, credentials, limits, TLS."""
