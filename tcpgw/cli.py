@@ -15,6 +15,7 @@ import uvloop
 from rich.console import Console
 
 from tcpgw import __version__, terminal
+from tcpgw.api_key import key
 from tcpgw.app import main as main_
 from tcpgw.app.balancing import make_hash, make_policy
 from tcpgw.app.sources import describe, make_sources
@@ -265,6 +266,7 @@ app.command()(bench)
 app.command()(status)
 app.command()(reload)
 app.command()(upgrade)
+app.add_typer(key)
 
 
 def _load(path: Path) -> schema.Config:
