@@ -9,9 +9,10 @@ import jmespath.exceptions
 from pydantic import ConfigDict, Field, StrictInt, ValidationInfo, field_validator, model_validator
 
 from tcpgw.config import checks
+from tcpgw.config.files import FilePath
 from tcpgw.config.secret import Secret
 from tcpgw.config.table import Table
-from tcpgw.config.values import Duration, EndpointAddress, FilePath, Name, Network, StaticMember, Text, Url
+from tcpgw.config.values import Duration, EndpointAddress, Name, Network, StaticMember, Text, Url
 
 PRIVATE_NETWORKS: tuple[Network, ...] = tuple(
     ip_network(text)

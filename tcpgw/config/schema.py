@@ -28,10 +28,11 @@ from tcpgw.config.discovery import (
     StaticDiscovery,
     TokenAuth,
 )
+from tcpgw.config.files import FilePath
 from tcpgw.config.listener import Listener, Method, Route, Rule
 from tcpgw.config.service import Balance, Connect, Rpc, Service
 from tcpgw.config.table import Table
-from tcpgw.config.values import Duration, FilePath, Name, Size
+from tcpgw.config.values import Duration, Name, Size
 
 __all__ = [
     "LEAST_RPC_MEMORY",

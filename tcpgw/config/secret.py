@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, SecretStr, ValidationInfo, WithJsonSchema
 
-from tcpgw.config.values import folder_of, type_name
+from tcpgw.config.files import folder_of
+from tcpgw.config.values import type_name
 
 
 def _secret(value: Any, info: ValidationInfo) -> SecretStr:

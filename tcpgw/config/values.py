@@ -12,7 +12,6 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -22,7 +21,6 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     StringConstraints,
-    ValidationInfo,
     WithJsonSchema,
 )
 
@@ -44,7 +42,8 @@ def type_name(value: object) -> str:
     return _TYPE_NAMES.get(type(value), "a date or time")
 
 
-def _text(value: Any, example: str) -> str:
+def text_of(value: Any, example: str) -> str:
+    """Return `value`. Raises ValueError, with an example, where it is no text."""
     if not isinstance(value, str):
         raise ValueError(f"must be text such as {example!r}, not {type_name(value)}")  # noqa: TRY004  pydantic's rule
     return value
@@ -184,7 +183,7 @@ def _socket_path(path: str) -> str:
 
 
 def _bind(value: Any) -> Bind:
-    return value if isinstance(value, Bind) else Bind.parse(_text(value, "0.0.0.0:9000"))
+    return value if isinstance(value, Bind) else Bind.parse(text_of(value, "0.0.0.0:9000"))
 
 
 BindAddress = Annotated[
@@ -198,7 +197,7 @@ BindAddress = Annotated[
 
 
 def _endpoint(value: Any) -> _Endpoint:
-    return value if isinstance(value, _Endpoint) else _Endpoint.parse(_text(value, "10.0.0.2:53"))
+    return value if isinstance(value, _Endpoint) else _Endpoint.parse(text_of(value, "10.0.0.2:53"))
 
 
 _ENDPOINT_SCHEMA = {"type": "string", "pattern": r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"}
@@ -220,7 +219,7 @@ def _member(value: Any) -> _Member:
     weight = table.get("weight", 1)
     if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MAX_WEIGHT:
         raise ValueError(f"weight must be a whole number from 0 to {MAX_WEIGHT}")
-    address = _text(table["address"], "10.0.0.1:8080")
+    address = text_of(table["address"], "10.0.0.1:8080")
     if re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?:[0-9]+", address) and re.search(
         r"[A-Za-z]", address
     ):
@@ -260,7 +259,7 @@ StaticMember = Annotated[
 def _network(value: Any) -> IPv4Network | IPv6Network:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
-    text = _text(value, "10.0.0.0/8")
+    text = text_of(value, "10.0.0.0/8")
     try:
         network = ip_network(text, strict=False)
     except ValueError:
@@ -305,7 +304,7 @@ def parse_path(text: str) -> tuple[int | str, ...]:
 
 
 def _field_path(value: Any) -> tuple[int | str, ...]:
-    return value if isinstance(value, tuple) else parse_path(_text(value, "params[0].session"))
+    return value if isinstance(value, tuple) else parse_path(text_of(value, "params[0].session"))
 
 
 def _written_path(path: tuple[int | str, ...]) -> str:
@@ -331,7 +330,7 @@ _NETLOC = rf"({_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?"
 
 
 def _url(value: Any) -> str:
-    text = _text(value, "https://modelarts.cn-north-4.myhuaweicloud.com")
+    text = text_of(value, "https://modelarts.cn-north-4.myhuaweicloud.com")
     try:
         parts = urlsplit(text)
         port_given_right = parts.port != 0
@@ -375,29 +374,3 @@ Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "
 """Stands in logs, metric labels, file names and on command lines, hence the narrow alphabet."""
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-def folder_of(info: ValidationInfo) -> Path:
-    """What relative paths in a configuration are relative to: its own folder, wherever tcpgw was started."""
-    return Path((info.context or {}).get("folder", "."))
-
-
-def _path(value: Any, info: ValidationInfo) -> Path:
-    if isinstance(value, Path):
-        return value
-    text = _text(value, "/var/lib/tcpgw")
-    if not text or "\0" in text:
-        raise ValueError("is not a path: write one such as /var/lib/tcpgw")
-    return folder_of(info) / text
-
-
-def _written_file_path(path: Path) -> str:
-    return str(path.absolute())  # whoever reads it may be in another folder
-
-
-FilePath = Annotated[
-    Path,
-    PlainValidator(_path),
-    PlainSerializer(_written_file_path),
-    WithJsonSchema({"type": "string", "minLength": 1}),
-]

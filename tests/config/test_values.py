@@ -19,7 +19,6 @@ from tcpgw.config.values import (
     Duration,
     EndpointAddress,
     FieldPath,
-    FilePath,
     Name,
     Network,
     Size,
@@ -36,7 +35,6 @@ DURATION: TypeAdapter[float] = TypeAdapter(Duration)
 BIND: TypeAdapter[Bind] = TypeAdapter(BindAddress)
 MEMBER: TypeAdapter[Member] = TypeAdapter(StaticMember)
 NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
-PATH: TypeAdapter[Path] = TypeAdapter(FilePath)
 URL: TypeAdapter[str] = TypeAdapter(Url)
 
 # Anything that TOML can hold, to be thrown at readers.
@@ -151,7 +149,6 @@ def test_no_text_breaks_the_reader_of_binds(text: str) -> None:
         Duration,
         EndpointAddress,
         FieldPath,
-        FilePath,
         Name,
         Network,
         Size,
@@ -187,7 +184,6 @@ def test_static_endpoints_are_read(written: Any, member: Member) -> None:
         (EndpointAddress, Endpoint("10.0.0.1", 80)),
         (StaticMember, Member(Endpoint("10.0.0.1", 80), 2)),
         (Network, ip_network("10.0.0.0/8")),
-        (FilePath, Path("/x")),
         (Delay, "p95"),
         (FieldPath, (0, "session")),
     ],
@@ -255,12 +251,6 @@ def test_names_are_safe_to_use_anywhere(text: str) -> None:
         assert text != ".."
         assert not text.startswith("-")
         assert text.isascii()
-
-
-def test_relative_paths_start_at_the_given_folder(tmp_path: Path) -> None:
-    """A relative path is relative to the configuration's folder, an absolute one is not."""
-    assert PATH.validate_python("x.json", context={"folder": tmp_path}) == tmp_path / "x.json"
-    assert PATH.validate_python("/x.json", context={"folder": tmp_path}) == Path("/x.json")
 
 
 def test_types_have_an_operators_names() -> None:
