@@ -11,6 +11,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -85,19 +86,26 @@ Duration = Annotated[float, BeforeValidator(_duration), WithJsonSchema(_DURATION
 """Seconds, more than 0 and finite."""
 
 
-def _delay(value: Any) -> float | str:
+def _duration_or(word: str, value: Any) -> Any:
     try:
-        return value if value == "p95" else _duration(value)
+        return value if value == word else _duration(value)
     except ValueError as error:
-        raise ValueError(f'{error}; or "p95"') from None
+        raise ValueError(f'{error}; or "{word}"') from None
 
 
 Delay = Annotated[
     Literal["p95"] | float,
-    PlainValidator(_delay),
+    PlainValidator(partial(_duration_or, "p95")),
     WithJsonSchema({"anyOf": [{"const": "p95"}, _DURATION_SCHEMA]}),
 ]
 """Seconds, or `p95`: the 95th percentile of what was measured."""
+
+Threshold = Annotated[
+    Literal["off"] | float,
+    PlainValidator(partial(_duration_or, "off")),
+    WithJsonSchema({"anyOf": [{"const": "off"}, _DURATION_SCHEMA]}),
+]
+"""Seconds, or `off`."""
 
 
 # ---- sizes ----
@@ -329,7 +337,8 @@ _LABEL = "[0-9A-Za-z_-]{1,63}"
 _NETLOC = rf"({_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?"
 
 
-def _url(value: Any) -> str:
+def url_of(value: Any) -> str:
+    """Return a URL as `Url` has it. Raises ValueError, without any of it, for the operator."""
     text = text_of(value, "https://modelarts.cn-north-4.myhuaweicloud.com")
     try:
         parts = urlsplit(text)
@@ -347,11 +356,9 @@ def _url(value: Any) -> str:
     return text.rstrip("/?#")
 
 
-Url = Annotated[
-    str,
-    BeforeValidator(_url),
-    WithJsonSchema({"type": "string", "format": "uri", "pattern": "^https?://[^@]+$"}),
-]
+URL_SCHEMA = {"type": "string", "format": "uri", "pattern": "^https?://[^@]+$"}
+
+Url = Annotated[str, BeforeValidator(url_of), WithJsonSchema(URL_SCHEMA)]
 """`http://` or `https://`, without user, query, fragment and closing slash."""
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -374,3 +381,13 @@ Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "
 """Stands in logs, metric labels, file names and on command lines, hence the narrow alphabet."""
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _pattern(text: str) -> str:
+    if not text or "*" in text[:-1]:
+        raise ValueError(f"{text!r} cannot be a pattern: write a name, or its beginning and then one *")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern), WithJsonSchema({"type": "string", "pattern": r"^[^*]*.$"})]
+"""A name of methods, services or subjects, or a prefix of such ended by `*`."""

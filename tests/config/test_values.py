@@ -21,8 +21,10 @@ from tcpgw.config.values import (
     FieldPath,
     Name,
     Network,
+    Pattern,
     Size,
     StaticMember,
+    Threshold,
     Url,
     is_name,
     parse_path,
@@ -151,8 +153,10 @@ def test_no_text_breaks_the_reader_of_binds(text: str) -> None:
         FieldPath,
         Name,
         Network,
+        Pattern,
         Size,
         StaticMember,
+        Threshold,
         Url,
     ],
 )
@@ -312,6 +316,38 @@ def test_other_delays_are_refused(written: Any) -> None:
     """The message says both ways to write one."""
     with pytest.raises(ValidationError, match=r'write 10s, .* more than 0; or "p95"'):
         DELAY.validate_python(written)
+
+
+THRESHOLD: TypeAdapter[float | str] = TypeAdapter(Threshold)
+
+
+@pytest.mark.parametrize(("written", "read"), [("off", "off"), ("500ms", 0.5), (2, 2.0)])
+def test_thresholds_can_be_switched_off(written: str | float, read: str | float) -> None:
+    """A threshold is a duration, or the word for none."""
+    assert THRESHOLD.validate_python(written) == read
+
+
+@pytest.mark.parametrize("written", ["on", "OFF", "", 0, False, None, "p95"])
+def test_other_thresholds_are_refused(written: Any) -> None:
+    """The message says both ways to write one; 0 would be met always."""
+    with pytest.raises(ValidationError, match=r'write 10s, .* more than 0; or "off"'):
+        THRESHOLD.validate_python(written)
+
+
+# ---- patterns ----
+
+
+@pytest.mark.parametrize("written", ["predict", "rank.*", "*", "spiffe://x/y", "模型*"])
+def test_patterns_are_names_or_beginnings(written: str) -> None:
+    """They stay as they are written."""
+    assert TypeAdapter(Pattern).validate_python(written) == written
+
+
+@pytest.mark.parametrize("written", ["", "**", "*.predict", "a*b"])
+def test_other_patterns_are_refused(written: str) -> None:
+    """What would fit in another way than its writer thinks is refused."""
+    with pytest.raises(ValidationError, match="cannot be a pattern"):
+        TypeAdapter(Pattern).validate_python(written)
 
 
 # ---- fields of a request ----
