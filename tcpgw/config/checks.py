@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tcpgw.config.values import written_size
 
 if TYPE_CHECKING:
-    from tcpgw.config.schema import Config, Gateway, Listener, ModelArtsCloud, Service
+    from tcpgw.config.schema import Config, Gateway, Listener, ModelArtsCloud, Route, Service
 
 Place = tuple[str | int, ...]
 """Keys and indices from the configuration's root: `("listener", 0, "bind")`."""
@@ -31,9 +31,12 @@ def between_tables(config: "Config") -> Iterator[tuple[Place, str]]:
             )
     keys = {service.name: service.balance.key for service in config.service}
     for index, listener in enumerate(config.listener):
-        yield from _route(listener, ("listener", index, "route"), keys)
+        yield from _routes(listener.route, ("listener", index, "route"), keys)
         yield from _methods(listener, ("listener", index, "methods"), keys)
+        for name, routes in listener.sni.items():
+            yield from _routes(routes, ("listener", index, "sni", name), keys)
         yield from _memory(listener, ("listener", index, "max_frame"), config.gateway.rpc_memory)
+        yield from _guards(listener, ("listener", index))
     for index, service in enumerate(config.service):
         yield from _users(service, ("service", index), config.listener)
 
@@ -81,9 +84,9 @@ def _stop(gateway: "Gateway") -> Iterator[tuple[Place, str]]:
         yield ("gateway", "hard_stop"), message
 
 
-def _route(listener: "Listener", place: Place, keys: Mapping[str, str]) -> Iterator[tuple[Place, str]]:
+def _routes(routes: Iterable["Route"], place: Place, keys: Mapping[str, str]) -> Iterator[tuple[Place, str]]:
     seen: set[str] = set()
-    for index, route in enumerate(listener.route):
+    for index, route in enumerate(routes):
         if route.service not in keys:
             yield (*place, index, "service"), f"there is no service {route.service!r}{_known(keys)}"
         elif route.service in seen:
@@ -138,7 +141,74 @@ def _users(service: "Service", place: Place, listeners: Iterable["Listener"]) ->
 
 def _reached(listener: "Listener") -> set[str]:
     ruled = {rule.service for rule in listener.methods.values() if rule != "deny" and rule.service}
-    return ruled | {route.service for route in listener.route}
+    named = {route.service for routes in listener.sni.values() for route in routes}
+    return ruled | named | {route.service for route in listener.route}
+
+
+# ---- who may use a listener ----
+
+
+def _guards(listener: "Listener", place: Place) -> Iterator[tuple[Place, str]]:
+    """What TLS, rules and limits of one listener ask for that it cannot give."""
+    yield from _passed_through(listener, place)
+    yield from _without_addresses(listener, place)
+    yield from _subjects(listener, (*place, "access", "subjects"))
+    if listener.sni and listener.tls is None:
+        message = 'needs tls: names come in its first message; write a table, or tls = "passthrough"'
+        yield (*place, "sni"), message
+    access = listener.access
+    ruled = access.allow or access.deny or access.subjects or listener.by_credential
+    if "access" in listener.model_fields_set and not ruled:
+        message = (
+            "has no rule, so everybody may connect: write allow, deny, api_keys or jwt, or take the table out"
+        )
+        yield (*place, "access"), message
+    if listener.limits.per_subject is not None and not listener.by_credential:
+        message = f"needs {_CREDENTIALS}: without one no client has a subject"
+        yield (*place, "limits", "per_subject"), message
+
+
+_CREDENTIALS = "access.api_keys, access.jwt or tls.client_ca"
+
+
+def _passed_through(listener: "Listener", place: Place) -> Iterator[tuple[Place, str]]:
+    if listener.tls != "passthrough":
+        return
+    if listener.mode == "rpc":
+        message = '"passthrough" hides the frames: let TLS end here, or write mode = "tcp"'
+        yield (*place, "tls"), message
+    if listener.accept_proxy:
+        return
+    for key in ("api_keys", "jwt"):
+        if getattr(listener.access, key) is not None:
+            message = (
+                'take it out: with tls = "passthrough" a client begins with TLS and can show nothing before '
+                "it; only a PROXY header could, from networks in accept_proxy"
+            )
+            yield (*place, "access", key), message
+
+
+def _without_addresses(listener: "Listener", place: Place) -> Iterator[tuple[Place, str]]:
+    if not listener.bind.path:
+        return
+    message = "take it out: the clients of a Unix socket have no address; its file's permissions decide"
+    for key in ("allow", "deny"):
+        if getattr(listener.access, key):
+            yield (*place, "access", key), message
+    if listener.limits.per_source is not None:
+        yield (*place, "limits", "per_source"), message
+
+
+def _subjects(listener: "Listener", place: Place) -> Iterator[tuple[Place, str]]:
+    subjects = listener.access.subjects
+    if subjects and not listener.by_credential:
+        yield place, f"needs {_CREDENTIALS}: without one no client has a name"
+    if listener.by_request:
+        return
+    for name, permissions in subjects.items():
+        if permissions.methods is not None:
+            message = "take it out: this listener forwards whole connections and sees no methods"
+            yield (*place, name, "methods"), message
 
 
 def _known(names: Iterable[str]) -> str:

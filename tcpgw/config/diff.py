@@ -24,8 +24,9 @@ Path = tuple[str, ...]
 class ListenerChanges:
     """Names of listeners. One with another `bind` is in `removed` and in `added`.
 
-    `changed` take their settings in place. `replaced` have another mode or codec at the same bind: their
-    connections cannot go on under these, so a new listener takes the sockets over.
+    `changed` take their settings in place, certificates, rules and limits among them. `replaced` have another
+    mode or codec at the same bind, or begin or cease to end TLS: their connections cannot go on under these,
+    so a new listener takes the sockets over.
     """
 
     added: tuple[str, ...] = ()
@@ -96,7 +97,7 @@ def _listeners(old: Config, new: Config) -> ListenerChanges:
 
 
 def _spoken(listener: Listener) -> object:
-    return listener.mode, listener.codec
+    return listener.mode, listener.codec, listener.tls == "passthrough", listener.ends_tls
 
 
 def _services(old: Config, new: Config) -> ServiceChanges:
@@ -193,6 +194,8 @@ def _text(value: Any) -> str:
             return "unset"
         case bool():
             return str(value).lower()
+        case bytes():  # what a check sends may hold a password
+            return f"{len(value)} bytes"
         case float():
             return f"{value:g}"
         case Table():

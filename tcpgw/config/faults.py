@@ -6,7 +6,7 @@ only words of a closed list may: it could be a secret.
 
 import re
 from difflib import get_close_matches
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -51,8 +51,11 @@ def _fault(details: ErrorDetails, table: dict[str, Any]) -> Fault:
     step: Any
     known: list[str] = []
     for step in details["loc"]:
+        kind = _given(kind)
         if step in _tags(kind):
             kind = _tags(kind)[step]
+            continue
+        if step == IsTable.tag and _tags(kind):  # one of several tables: the next step says which
             continue
         if step == "[key]" or not isinstance(here, dict | list):
             break
@@ -72,6 +75,12 @@ def _written(step: int | str, *, first: bool) -> str:
         return f"[{step}]"
     key = step if re.fullmatch(r"[A-Za-z0-9_-]+", step) else repr(step)
     return key if first else f".{key}"
+
+
+def _given(kind: Any) -> Any:
+    """The kind of what was written: where it may be left out, what it is if it is not."""
+    members = [member for member in _members(kind) if member is not NoneType]
+    return members[0] if len(members) == 1 else kind
 
 
 def _tags(kind: Any) -> dict[Any, Any]:
@@ -129,6 +138,8 @@ def _message(details: ErrorDetails, known: list[str]) -> str:
             return f"missing: must be {_choice(known)}"
         case "greater_than_equal":
             return f"must be at least {_limit(context['ge'])}"
+        case "greater_than":
+            return f"must be more than {_limit(context['gt'])}"
         case "less_than_equal":
             return f"must be at most {_limit(context['le'])}"
         case "too_short" | "string_too_short":
@@ -155,6 +166,8 @@ def _word(given: Any) -> str:
 
 
 def _limit(limit: float) -> str:
-    """All limits are whole numbers, and those of whole MiB are sizes."""
+    """Those of whole MiB are sizes."""
+    if limit != int(limit):
+        return f"{limit:g}"
     whole = int(limit)
     return written_size(whole) if whole and whole % (1 << 20) == 0 else str(whole)

@@ -9,13 +9,24 @@ from pydantic import (
     StrictBool,
     StrictInt,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
 )
 
+from tcpgw.config.access import Access, Limits
 from tcpgw.config.codec import AnyCodec, Codec
 from tcpgw.config.table import ByForm, IsTable, IsWord, Table
-from tcpgw.config.values import MAX_WEIGHT, BindAddress, Delay, Duration, FieldPath, Name, Network, Size
+from tcpgw.config.tls import HostPattern, ServerTls
+from tcpgw.config.values import (
+    MAX_WEIGHT,
+    BindAddress,
+    Delay,
+    Duration,
+    FieldPath,
+    Name,
+    Network,
+    Pattern,
+    Size,
+)
 
 
 class Route(Table):
@@ -34,8 +45,17 @@ def _bare_name_to_list(route: Any) -> Any:
     return [{"service": route}] if isinstance(route, str) else route
 
 
+def _with_a_share(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    if all(route.weight == 0 for route in routes):
+        raise ValueError("every weight is 0, so nothing would be served: give one service a weight")
+    return routes
+
+
 Routes = Annotated[
-    tuple[Route, ...], BeforeValidator(_bare_name_to_list, json_schema_input_type=str | list[Route])
+    tuple[Route, ...],
+    Field(min_length=1),
+    AfterValidator(_with_a_share),
+    BeforeValidator(_bare_name_to_list, json_schema_input_type=str | list[Route]),
 ]
 
 
@@ -79,21 +99,12 @@ class Method(Table):
         return hedge
 
 
-def _pattern(text: str) -> str:
-    if not text or "*" in text[:-1]:
-        raise ValueError(
-            f"{text!r} cannot be a pattern: write a method's name, or its beginning and then one *"
-        )
-    return text
-
-
-Pattern = Annotated[str, AfterValidator(_pattern), WithJsonSchema({"type": "string", "pattern": r"^[^*]*.$"})]
-"""A method's name, or a prefix ended by `*`."""
-
 Rule = Annotated[Annotated[Literal["deny"], IsWord] | Annotated[Method, IsTable], ByForm]
 
 
 # ---- listeners ----
+
+Tls = Annotated[Annotated[Literal["passthrough"], IsWord] | Annotated[ServerTls, IsTable], ByForm]
 
 _OTHER_PLANE = {"tcp": "rpc", "rpc": "stream"}
 _PER_REQUEST = ("request_timeout", "deadline", "max_inflight", "methods")
@@ -115,9 +126,20 @@ class Listener(Table):
         default="auto", description="How bytes move. auto: the fastest that fits the mode."
     )
     route: Routes = Field(
-        min_length=1,
         description='A service\'s name, or a weighted split: [ { service = "a", weight = 90 }, … ].',
     )
+    sni: dict[HostPattern, Routes] = Field(
+        default={},
+        description='Other routes by the name that a client asks for in TLS: { "a.example.com" = "a" }. An '
+        "exact name, else the longest *.example.com; other clients take route. Needs tls.",
+    )
+    tls: Tls | None = Field(
+        default=None,
+        description="A table: TLS ends here. passthrough: instances end it, and the gateway only looks at "
+        "the name that is asked for. Without it none is expected.",
+    )
+    access: Access = Access()
+    limits: Limits = Limits()
     max_connections: StrictInt = Field(
         default=10_000,
         ge=1,
@@ -208,13 +230,6 @@ class Listener(Table):
             raise ValueError(f'plane {plane!r} cannot serve mode {mode!r}: write "auto" or take it out')
         return plane
 
-    @field_validator("route")
-    @classmethod
-    def _has_a_share(cls, routes: tuple[Route, ...]) -> tuple[Route, ...]:
-        if all(route.weight == 0 for route in routes):
-            raise ValueError("every weight is 0, so nothing would be served: give one service a weight")
-        return routes
-
     # Before the value is read: in the wrong mode it does not matter what it is.
     @field_validator("codec", "max_frame", "frame_timeout", *_PER_REQUEST, mode="before")
     @classmethod
@@ -227,6 +242,17 @@ class Listener(Table):
         if info.field_name in _PER_REQUEST and codec and not codec.correlates:
             raise ValueError(f"take it out: codec {codec} forwards whole connections and sees no requests")
         return value
+
+    @property
+    def ends_tls(self) -> bool:
+        """Whether clients' TLS ends here."""
+        return isinstance(self.tls, ServerTls)
+
+    @property
+    def by_credential(self) -> bool:
+        """Whether clients may, or must, show who they are: an API key, a JWT or a certificate."""
+        mutual = isinstance(self.tls, ServerTls) and self.tls.client_ca is not None
+        return mutual or self.access.by_token
 
     @property
     def by_request(self) -> bool:

@@ -2,7 +2,8 @@
 
 Descriptions go to the JSON Schema (`tcpgw schema`), so editors show them beside the key. A `Config` that
 exists is consistent: the checks between tables (checks.py) are part of its validation. The tables
-stand in modules of their own (codec, discovery, listener, service); their users take all of them from here.
+stand in modules of their own (access, codec, discovery, health, listener, service, tls); their users take
+all of them from here.
 """
 
 import os
@@ -13,6 +14,7 @@ from pydantic import Field, StrictBool, StrictInt, ValidationError, model_valida
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tcpgw.config import checks
+from tcpgw.config.access import Access, Jwt, Limits, Permissions, Quota, SourceQuota
 from tcpgw.config.codec import Codec, Frame
 from tcpgw.config.discovery import (
     PRIVATE_NETWORKS,
@@ -29,18 +31,34 @@ from tcpgw.config.discovery import (
     TokenAuth,
 )
 from tcpgw.config.files import FilePath
+from tcpgw.config.health import (
+    Check,
+    Health,
+    HttpCheck,
+    Passive,
+    RpcCheck,
+    SendExpectCheck,
+    TcpCheck,
+    TlsCheck,
+)
 from tcpgw.config.listener import Listener, Method, Route, Rule
 from tcpgw.config.service import Balance, Connect, Rpc, Service
 from tcpgw.config.table import Table
-from tcpgw.config.values import Duration, Name, Size
+from tcpgw.config.tls import Certificate, ClientTls, ServerTls
+from tcpgw.config.values import Duration, Name, Size, Threshold
 
 __all__ = [
+    "LEAST_MEMORY",
     "LEAST_RPC_MEMORY",
     "PRIVATE_NETWORKS",
+    "Access",
     "AgencyAuth",
     "AkSkAuth",
     "Auth",
     "Balance",
+    "Certificate",
+    "Check",
+    "ClientTls",
     "Codec",
     "Config",
     "Connect",
@@ -49,22 +67,38 @@ __all__ = [
     "FileDiscovery",
     "Frame",
     "Gateway",
+    "Health",
+    "HttpCheck",
+    "Jwt",
+    "Limits",
     "Listener",
     "Log",
     "Method",
     "ModelArtsCloud",
     "ModelArtsDiscovery",
+    "Overload",
+    "Passive",
     "PasswordAuth",
+    "Permissions",
+    "Quota",
     "Route",
     "Rpc",
+    "RpcCheck",
     "Rule",
+    "SendExpectCheck",
+    "ServerTls",
     "Service",
+    "SourceQuota",
     "StaticDiscovery",
+    "TcpCheck",
+    "TlsCheck",
     "TokenAuth",
 ]
 
 
 LEAST_RPC_MEMORY = 16 << 20  # bytes: for a request and its answer, 8 MiB each
+# Bytes: a worker has 46 MiB resident before its first client, and would shed everything with less.
+LEAST_MEMORY = 64 << 20
 
 
 class Log(Table):
@@ -87,6 +121,24 @@ def _state_dir_from_systemd() -> Path | None:
     # systemd.exec(5), StateDirectory=: more than one folder would be joined by colons.
     folder = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(folder) if folder else None
+
+
+class Overload(Table):
+    """When new work is turned away, so that what was begun can be finished in time."""
+
+    lag: Threshold = Field(
+        default=0.5,
+        description="Seconds by which a worker's event loop is late, from which on it takes no new work; or "
+        "off. Half a second is felt in every answer, and beyond the pauses of a healthy loop.",
+    )
+    memory: Size | None = Field(
+        default=None,
+        ge=LEAST_MEMORY,
+        le=1 << 50,
+        description="Resident bytes of all workers together, in equal parts for them but no less than "
+        "64MiB each, from which on no new work is taken. Without it no limit: only the operator knows what "
+        "else runs there.",
+    )
 
 
 class Gateway(Table):
@@ -129,6 +181,7 @@ class Gateway(Table):
         "answers; the default holds 12 of the longest requests.",
     )
     log: Log = Log()
+    overload: Overload = Overload()
 
     @property
     def cut_after(self) -> float:

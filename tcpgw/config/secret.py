@@ -17,6 +17,8 @@ def _secret(value: Any, info: ValidationInfo) -> SecretStr:
         return value
     if not isinstance(value, str):
         raise ValueError(f'must be text, "env:NAME" or "file:PATH", not {type_name(value)}')  # noqa: TRY004
+    if (info.context or {}).get("fetched"):  # by another process: what looks like env:NAME is the secret
+        return SecretStr(value)
     scheme, _, rest = value.partition(":")
     if scheme == "env":
         secret = _from_environment(rest)

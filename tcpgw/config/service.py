@@ -1,9 +1,10 @@
 """A service: how one of its instances is chosen, and how connections and requests go to it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     StrictBool,
     StrictFloat,
@@ -15,10 +16,12 @@ from pydantic import (
 
 from tcpgw.config import checks
 from tcpgw.config.discovery import Discovery
+from tcpgw.config.health import Health
 from tcpgw.config.table import Table
-from tcpgw.config.values import PATH_SCHEMA, Duration, Name, Size, parse_path
+from tcpgw.config.tls import ClientTls
+from tcpgw.config.values import PATH_SCHEMA, Duration, Name, Size, parse_path, type_name
 
-_OF_CONNECTION = ("source_ip", "source_ip_port", "listener")
+_OF_CONNECTION = ("source_ip", "source_ip_port", "listener", "hash_key", "subject")
 _WORDS = (*_OF_CONNECTION, "method")
 
 
@@ -53,8 +56,10 @@ class Balance(Table):
     key: Key = Field(
         default="source_ip",
         description="What is hashed: the client's address (source_ip), its address and port "
-        "(source_ip_port), or the listener; where requests are balanced one by one also their method, or a "
-        'field within the first 4 KiB of their parameters: params[0].session, params[1]["odd key"].',
+        "(source_ip_port), the listener, what the client gave to be hashed (hash_key) or who its credential "
+        "says it is (subject), and where it has none of these its address; where requests are balanced one "
+        "by one also their method, or a field within the first 4 KiB of their parameters: params[0].session, "
+        'params[1]["odd key"].',
     )
     table_size: StrictInt = Field(
         default=65537,
@@ -76,6 +81,11 @@ class Balance(Table):
         description="For maglev and ring: idle connections that may be closed in a second, at a quiet "
         "moment, when an endpoint was added that is now home to their keys. 0: none; they stay while their "
         "clients keep them.",
+    )
+    slow_start: Duration | None = Field(
+        default=None,
+        description="Seconds over which an endpoint that is new, or works again, gets its full share, so "
+        "that caches and models are warm before the rest comes. Without it at once.",
     )
 
     @field_validator("table_size")
@@ -118,6 +128,37 @@ class Connect(Table):
     candidates: StrictInt = Field(
         default=3, ge=1, le=100, description="Endpoints tried before the client is turned away, each once."
     )
+    retry_budget: StrictFloat = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of a service's connections that may be tries after the first (at least 3 may), so "
+        "that these cannot become the load that keeps failing instances down (Linkerd, Finagle: 0.2).",
+    )
+    max_connections: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="Connections that one endpoint may have, in equal parts for the workers; the next "
+        "candidate gets those beyond. Without it no limit.",
+    )
+    queue: StrictInt = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="For max_connections: clients that may wait for an endpoint with room, in equal parts "
+        "for the workers; those beyond are turned away. 0: none waits.",
+    )
+    queue_timeout: Duration = Field(
+        default=1.0, description="Seconds that a client may wait there: as long as connecting may take."
+    )
+
+    @field_validator("queue")
+    @classmethod
+    def _waits_for_something(cls, queue: int, info: ValidationInfo) -> int:
+        if queue and "max_connections" in info.data and info.data["max_connections"] is None:
+            raise ValueError("needs max_connections: without it nobody has to wait")
+        return queue
 
 
 class Rpc(Table):
@@ -184,6 +225,15 @@ class Rpc(Table):
         return connections
 
 
+def _switch(tls: Any) -> Any:
+    """`true` is the table with its defaults, `false` none."""
+    if isinstance(tls, bool):
+        return {} if tls else None
+    if tls is not None and not isinstance(tls, dict | ClientTls):
+        raise ValueError(f"must be true, false or a table, not {type_name(tls)}")
+    return tls
+
+
 class Service(Table):
     """A set of interchangeable instances."""
 
@@ -191,6 +241,14 @@ class Service(Table):
     discovery: Discovery
     balance: Balance = Balance()
     connect: Connect = Connect()
+    tls: Annotated[ClientTls | None, BeforeValidator(_switch, json_schema_input_type=bool | ClientTls)] = (
+        Field(
+            default=None,
+            description="TLS to the instances: true, or a table where their certificates are not of the "
+            "system's authorities, or have names.",
+        )
+    )
+    health: Health = Health()
     rpc: Rpc = Rpc()
     send_proxy: Literal["v1", "v2"] | None = Field(
         default=None,

@@ -1,7 +1,7 @@
 """A configuration as plain data, for the processes that get it from the one that read it.
 
-They cannot read the file themselves: it may have changed since, its secrets are none of their business, and
-what it leaves out may depend on the environment.
+They cannot read the file themselves: it may have changed since, most of its secrets are none of their
+business, and what it leaves out may depend on the environment.
 """
 
 from typing import Any
@@ -10,7 +10,9 @@ from tcpgw.config.schema import Config
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Return what `restored` needs: texts, numbers, lists and tables, with asterisks for secrets.
+    """Return what `restored` needs: texts, numbers, lists and tables, with asterisks for the cloud's secrets.
+
+    The secrets of tokens stand in it as they are: who relays has to check signatures with them.
 
     Defaults are left out, because some keys may not stand beside some others even with these.
     """
@@ -22,12 +24,16 @@ def plain(config: Config) -> dict[str, Any]:
         if "access_key" in cloud["auth"]:
             # Two that look alike would be taken for one IAM user who stands twice.
             cloud["auth"]["access_key"] += "*" * number
+    for listener, table in zip(config.listener, data["listener"], strict=True):
+        jwt = listener.access.jwt
+        if jwt is not None and jwt.secret is not None:
+            table["access"]["jwt"]["secret"] = jwt.secret.get_secret_value()
     return data
 
 
 def restored(data: dict[str, Any]) -> Config:
-    """Return the configuration that `plain` was given, but for secrets, and with absolute paths.
+    """Return the configuration that `plain` was given, but for the cloud's secrets, and with absolute paths.
 
     Reads neither files nor the environment. Raises ValidationError for what is not from `plain`.
     """
-    return Config.model_validate(data)
+    return Config.model_validate(data, context={"fetched": True})

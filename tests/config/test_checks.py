@@ -135,6 +135,122 @@ def test_a_frame_fits_into_memory_twice(memory: int, longer: int) -> None:
         assert faults(config) == [("listener", 0, "max_frame")]
 
 
+# ---- who may use a listener ----
+
+KEYS = {"api_keys": "keys"}
+JWT = {"jwt": {"algorithms": ["ES256"], "jwks": "jwks.json", "audience": "a"}}
+SERVER = {"certificates": [{"chain": "a.pem"}]}
+MUTUAL = SERVER | {"client_ca": "ca.pem"}
+QUOTA = {"connections": 1}
+
+
+def guarded(**keys: Any) -> dict[str, Any]:
+    """Build a configuration of service `a`, and a listener with these keys."""
+    config = table({"a": "source_ip"}, ["a"])
+    config["listener"][0] |= keys
+    return config
+
+
+def found(**keys: Any) -> list[str]:
+    """Tell where listener 0 is faulty, as far as these keys go; nowhere where it is not."""
+    try:
+        Config.model_validate(guarded(**keys))
+    except ValidationError as error:
+        places = [error["loc"] for error in error.errors()]
+        assert all(place[:2] == ("listener", 0) for place in places)
+        return [".".join(map(str, place[2:])) for place in places]
+    return []
+
+
+def test_names_need_tls() -> None:
+    """Whether it ends here or is passed through; without it no client says a name."""
+    sni = {"a.example.com": "a"}
+    assert found(sni=sni, tls=SERVER) == found(sni=sni, tls="passthrough") == []
+    assert found(sni=sni) == ["sni"]
+
+
+def test_routes_by_name_are_routes() -> None:
+    """Each leads to services that there are, once, which hash alike and suit the listener."""
+    services = {"a": "source_ip", "b": "listener", "m": "method"}
+    config = table(services, ["a"])
+    listener = config["listener"][0] | {"tls": "passthrough"}
+    config["listener"] = [listener | {"sni": {"x": "b", "y": [{"service": "a"}]}}]
+    Config.model_validate(config)
+    for route, place in [
+        ("c", ("listener", 0, "sni", "x", 0, "service")),
+        ([{"service": "a"}, {"service": "a"}], ("listener", 0, "sni", "x", 1, "service")),
+        ([{"service": "a"}, {"service": "b"}], ("listener", 0, "sni", "x")),
+        ("m", ("service", 2, "balance", "key")),
+    ]:
+        config["listener"] = [listener | {"sni": {"x": route}}]
+        assert faults(config) == [place]
+
+
+def test_tls_that_is_passed_through_hides_all_else() -> None:
+    """Frames cannot be seen, and a credential only comes before the connection, in a PROXY header."""
+    assert found(tls="passthrough", mode="rpc") == ["tls"]
+    assert found(tls="passthrough", access=KEYS | JWT) == ["access.api_keys", "access.jwt"]
+    assert found(tls="passthrough", access=KEYS | JWT, accept_proxy=["10.0.0.0/8"]) == []
+    assert found(tls="passthrough", access={"allow": ["10.0.0.0/8"]}) == []
+    assert found(tls=SERVER, access=KEYS | JWT, mode="rpc") == found(access=KEYS | JWT) == []
+
+
+def test_a_socket_s_clients_have_no_address() -> None:
+    """What goes by addresses is refused there, one by one, and the rest is not."""
+    access = {"allow": ["10.0.0.0/8"], "deny": ["10.0.0.1"]} | KEYS
+    limits = {"per_source": QUOTA, "per_subject": QUOTA}
+    assert found(bind="unix:/x", access=access, limits=limits) == [
+        "access.allow",
+        "access.deny",
+        "limits.per_source",
+    ]
+    assert found(bind="unix:/x", access=KEYS, limits={"per_subject": QUOTA}) == []
+    assert found(access=access, limits=limits) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "known"),
+    [
+        ({}, False),
+        ({"tls": SERVER}, False),
+        ({"tls": MUTUAL}, True),
+        ({"access": KEYS}, True),
+        ({"access": JWT}, True),
+    ],
+)
+def test_only_who_is_known_has_a_name(keys: dict[str, Any], known: bool) -> None:
+    """Subjects, and limits for each of them, need a credential that names one."""
+    access = keys.get("access", {}) | {"subjects": {"a": {}}}
+    assert found(**keys | {"access": access}) == ([] if known else ["access.subjects"])
+    assert found(**keys, limits={"per_subject": QUOTA}) == ([] if known else ["limits.per_subject"])
+
+
+def test_methods_are_allowed_where_they_are_seen() -> None:
+    """On a listener that forwards connections such a permission could never be given."""
+    access = KEYS | {"subjects": {"a": {"methods": ["x"]}, "b": {"services": ["a"]}, "c": {"methods": []}}}
+    assert found(access=access, mode="rpc") == []
+    places = ["access.subjects.a.methods", "access.subjects.c.methods"]
+    assert found(access=access) == found(access=access, mode="rpc", codec="kafka") == places
+
+
+def test_a_table_of_access_has_a_rule() -> None:
+    """Who wrote one wants to keep somebody out; without a rule it would keep out nobody."""
+    nothing: list[dict[str, Any]] = [{}, {"timeout": 1}, {"subjects": {}}]
+    for access in nothing:
+        assert found(access=access) == ["access"]
+        assert found(access=access, tls=MUTUAL) == []
+    for rule in ({"allow": ["::/0"]}, {"deny": ["::/0"]}, KEYS, JWT):
+        assert found(access=rule) == []
+
+
+def test_mutual_tls_is_enough() -> None:
+    """Without names any certificate of those authorities may use everything."""
+    assert found(tls=MUTUAL) == []
+
+
+# ---- clouds ----
+
+
 def clouds(*auths: dict[str, Any]) -> dict[str, Any]:
     common = {"endpoint": "https://m.test", "project_id": "p"}
     tables = {f"c{index}": common | {"auth": auth} for index, auth in enumerate(auths)}

@@ -146,6 +146,48 @@ def test_another_mode_or_codec_replaces(old: str, new: str) -> None:
     assert changes.listeners == ListenerChanges(replaced=("l",))
 
 
+SERVER = 'tls = { certificates = [{ chain = "a.pem" }] }'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("", 'tls = "passthrough"'), ("", SERVER), ('tls = "passthrough"', SERVER)],
+)
+def test_to_end_tls_or_not_replaces(old: str, new: str) -> None:
+    """Connections that began otherwise cannot go on, either way round."""
+    before, after = service() + listener(more=old), service() + listener(more=new)
+    assert of(before, after).listeners == of(after, before).listeners == ListenerChanges(replaced=("l",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (
+            SERVER,
+            SERVER.replace("a.pem", "b.pem"),
+            "tls.certificates: [{ chain = /etc/a.pem, key = unset }] -> ",
+        ),
+        (SERVER, SERVER.replace(" }", ', key = "a.key" }', 1), "tls.certificates: "),
+        (SERVER, SERVER + '\nsni = { "a.b" = "s" }', 'sni."a.b": added'),
+        ("", 'access = { allow = ["10.0.0.0/8"] }', "access.allow: [] -> [10.0.0.0/8]"),
+        ("", 'access = { api_keys = "keys" }', "access.api_keys: unset -> /etc/keys"),
+        ("", "limits = { handshakes = 7 }", "limits.handshakes: 1024 -> 7"),
+        (
+            "",
+            "limits = { per_source = { connections = 7 } }",
+            "limits.per_source: unset -> { connections = 7, new_per_second = unset, ",
+        ),
+    ],
+)
+def test_guards_change_in_place(old: str, new: str, line: str) -> None:
+    """Certificates, rules and limits are no reason to lose the listener or a connection."""
+    changes = of(service() + listener(more=old), service() + listener(more=new))
+    assert changes.listeners == ListenerChanges(changed=("l",))
+    assert changes.restart == ()
+    (told,) = changes.lines
+    assert told.startswith(f"listener.l.{line}")
+
+
 def test_the_plane_s_word_is_no_other_mode() -> None:
     """`plane = "stream"` says what auto means as well."""
     changes = of(BASE, service() + listener(more='plane = "stream"'))
@@ -184,6 +226,30 @@ def test_a_service_changes() -> None:
     assert changes.services == ServiceChanges(changed=("s",))
     assert changes.discovery == ()
     assert changes.lines == ("service.s.balance.policy: maglev -> ring",)
+
+
+def test_health_changes_in_place() -> None:
+    """What is checked is no matter of discovery; what a check sends, which may be a password, is not told."""
+    old = service(more='health = { panic = 0, active = { type = "http", status = [200, "300-399"] } }')
+    new = service(more=f'health.active = {{ type = "send_expect", send = "AUTH {SECRET}", expect = "+OK" }}')
+    changes = of(old + listener(), new + listener())
+    assert changes.services == ServiceChanges(changed=("s",))
+    assert changes.discovery == changes.restart == ()
+    kinds, panic = sorted(changes.lines)
+    assert kinds.startswith("service.s.health.active: { type = http, ")
+    assert panic == "service.s.health.panic: 0 -> 0.5"
+    assert SECRET not in repr(changes)
+    (told,) = of(new + listener(), new.replace(SECRET, "x") + listener()).lines
+    assert told == "service.s.health.active.send: 14 bytes -> 6 bytes"
+
+
+def test_statuses_are_told_as_they_are_written() -> None:
+    """An operator sees ranges."""
+    old, new = (
+        f'health.active = {{ type = "http", status = [{status}] }}' for status in ("200", '"200-299", 404')
+    )
+    changes = of(service(more=old) + listener(), service(more=new) + listener())
+    assert changes.lines == ("service.s.health.active.status: [200] -> [200-299, 404]",)
 
 
 def test_other_endpoints_are_asked_for_anew() -> None:
@@ -265,3 +331,19 @@ def test_no_secret_is_told() -> None:
             assert bool(changes) == (old != new)
             assert SECRET not in repr(changes)
     assert of(texts[0], texts[1]).lines == ("cloud.modelarts.auth.token: another secret",)
+
+
+def test_no_secret_of_tokens_is_told() -> None:
+    """Neither where it changes nor where the table comes or goes."""
+    access = "access = {{ timeout = 1, {} }}"
+    jwt = 'jwt = {{ algorithms = ["HS256"], audience = "a", secret = "{}" }}'
+    texts = [
+        service() + listener(more=access.format(more))
+        for more in ('api_keys = "keys"', jwt.format(SECRET * 4), jwt.format(SECRET * 5))
+    ]
+    for old in texts:
+        for new in texts:
+            changes = of(old, new)
+            assert bool(changes) == (old != new)
+            assert SECRET not in repr(changes)
+    assert of(texts[1], texts[2]).lines == ("listener.l.access.jwt.secret: another secret",)

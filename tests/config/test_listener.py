@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tcpgw.config.access import Access, Limits
 from tcpgw.config.codec import Codec
 from tcpgw.config.listener import Listener, Method, Route
+from tcpgw.config.tls import ServerTls
 from tcpgw.config.values import Bind
 
 LEAST = {"name": "l", "bind": "0.0.0.0:0", "route": "s"}
@@ -37,6 +39,7 @@ def test_defaults_are_those_that_operators_expect() -> None:
     assert (listener.accept_proxy, listener.proxy_timeout, listener.max_age) == ((), 5, None)
     assert listener.route == (Route(service="s", weight=1),)
     assert listener.bind == Bind("0.0.0.0", 0)
+    assert (listener.sni, listener.tls, listener.access, listener.limits) == ({}, None, Access(), Limits())
 
 
 def test_defaults_of_rpc() -> None:
@@ -127,7 +130,7 @@ def test_a_pattern_has_its_star_at_the_end(pattern: str) -> None:
     """A rule that would match in another way than its writer thinks is refused."""
     ((loc, message),) = refusal(RPC | {"methods": {pattern: "deny"}})
     assert loc == ("methods", pattern, "[key]")
-    assert "write a method's name, or its beginning and then one *" in message
+    assert "write a name, or its beginning and then one *" in message
 
 
 @pytest.mark.parametrize("hedge", ["p95", "20ms"])
@@ -137,3 +140,46 @@ def test_only_what_may_run_twice_is_hedged(hedge: str) -> None:
         ((loc, message),) = refusal(RPC | {"methods": {"a": declared | {"hedge": hedge}}})
         assert loc[-1] == "hedge"
         assert "needs idempotent = true" in message
+
+
+def test_other_names_have_other_routes() -> None:
+    """A name's route is written like the listener's own."""
+    sni = {"a.example.com": "a", "*.example.com": [{"service": "b", "weight": 2}, {"service": "c"}]}
+    listener = Listener.model_validate(LEAST | {"sni": sni})
+    assert listener.sni == {
+        "a.example.com": (Route(service="a"),),
+        "*.example.com": (Route(service="b", weight=2), Route(service="c")),
+    }
+
+
+@pytest.mark.parametrize("route", [[], [{"service": "a", "weight": 0}]])
+def test_every_route_has_a_share(route: list[Any]) -> None:
+    """A route that would serve nothing is refused, whether it is the listener's or a name's."""
+    assert [loc for loc, _ in refusal(LEAST | {"route": route})] == [("route",)]
+    assert [loc for loc, _ in refusal(LEAST | {"sni": {"a": route}})] == [("sni", "a")]
+
+
+SERVER = {"certificates": [{"chain": "a.pem"}]}
+KEYS = {"api_keys": "keys"}
+JWT = {"jwt": {"algorithms": ["ES256"], "jwks": "jwks.json", "audience": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("table", "ends", "by_credential"),
+    [
+        ({}, False, False),
+        ({"tls": "passthrough"}, False, False),
+        ({"tls": SERVER}, True, False),
+        ({"tls": SERVER | {"client_ca": "ca.pem"}}, True, True),
+        ({"access": KEYS}, False, True),
+        ({"access": JWT, "tls": SERVER}, True, True),
+        ({"access": {"allow": ["10.0.0.0/8"]}}, False, False),
+    ],
+)
+def test_a_listener_says_what_it_asks_of_clients(
+    table: dict[str, Any], ends: bool, by_credential: bool
+) -> None:
+    """Whether TLS ends here, and whether clients can be told from one another by more than addresses."""
+    listener = Listener.model_validate(LEAST | table)
+    assert (listener.ends_tls, listener.by_credential) == (ends, by_credential)
+    assert isinstance(listener.tls, ServerTls) == ends

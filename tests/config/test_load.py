@@ -15,18 +15,25 @@ from pydantic import BaseModel
 
 from tcpgw.config.load import json_schema, load, loads
 from tcpgw.config.schema import (
+    Access,
     AkSkAuth,
+    ClientTls,
     Codec,
     Config,
     DnsDiscovery,
     FileDiscovery,
     Frame,
+    HttpCheck,
+    Jwt,
     Listener,
     Method,
     ModelArtsDiscovery,
     PasswordAuth,
     Route,
     Rpc,
+    RpcCheck,
+    SendExpectCheck,
+    ServerTls,
     TokenAuth,
 )
 from tcpgw.config.values import Bind, parse_path
@@ -56,11 +63,12 @@ def test_a_valid_sample_loads(sample: Path) -> None:
 
 
 def test_the_samples_say_everything() -> None:
-    """The full sample sets every key that its tables have, together with that of rpc."""
+    """The full sample sets every key that its tables have, together with those for what excludes another."""
     said: dict[type[BaseModel], set[str]] = {}
-    for table in (*tables(valid("full")), *tables(valid("rpc"))):
-        said.setdefault(type(table), set()).update(table.model_fields_set)
-    assert {Listener, Rpc, Method, Codec, Frame} <= said.keys()
+    for name in ("full", "rpc", "access", "health"):
+        for table in tables(valid(name)):
+            said.setdefault(type(table), set()).update(table.model_fields_set)
+    assert {Listener, Rpc, Method, Codec, Frame, Access, Jwt, ServerTls, SendExpectCheck} <= said.keys()
     assert {
         kind.__name__: missing for kind, keys in said.items() if (missing := kind.model_fields.keys() - keys)
     } == {}
@@ -81,6 +89,15 @@ def test_the_full_sample_is_read_as_it_was_written() -> None:
     assert (config.gateway.workers, config.gateway.unsupervised) == (4, 300)
     assert (service.balance.rebalance, listener.max_age) == (2.5, 86400)
     assert (config.gateway.drain, config.gateway.hard_stop, config.gateway.rpc_memory) == (10, 45, 1 << 30)
+    assert service.tls == ClientTls(
+        ca=Path("/etc/tcpgw/instances.pem"),
+        server_name="resnet.internal",
+        certificate=Path("/etc/tcpgw/gateway.pem"),
+        key=Path("/etc/tcpgw/gateway.key"),
+    )
+    assert isinstance(service.health.active, HttpCheck)
+    assert list(map(str, service.health.active.status)) == ["200-299", "404", "418"]
+    assert (config.gateway.overload.lag, config.gateway.overload.memory) == (0.25, 4 << 30)
     assert service.rpc == Rpc(
         exclusive=True,
         connections=100,
@@ -110,6 +127,32 @@ def test_the_sample_of_rpc_is_read_as_it_was_written() -> None:
     assert list(predict.methods) == ["predict", "embed.*", "admin.*", "*"]
     assert predict.methods["admin.*"] == "deny"
     assert parse_path(config.service[1].balance.key) == (1, "odd key", "id")
+
+
+def test_the_sample_of_access_is_read_as_it_was_written() -> None:
+    """Files are paths, a token's secret is fetched, a URL stays one."""
+    listeners = {listener.name: listener for listener in valid("access").listener}
+    assert listeners["by-key"].access.api_keys == DATA / "valid" / "keys"
+    token, pair = listeners["by-token"].access.jwt, listeners["by-key-pair"].access.jwt
+    assert token is not None
+    assert token.secret is not None
+    assert token.secret.get_secret_value() == "hs256-secret-from-a-file-0123456789abcdef"
+    assert pair is not None
+    assert pair.jwks == DATA / "valid" / "jwks.json"
+    assert list(listeners["by-token"].access.subjects) == ["alice", "*"]
+
+
+def test_the_sample_of_health_is_read_as_it_was_written() -> None:
+    """Escapes and digits come to bytes, tables and lists stay what they are."""
+    checks = {service.name: service.health.active for service in valid("health").service}
+    redis, binary, rpc = checks["redis"], checks["binary"], checks["rpc-expect"]
+    assert isinstance(redis, SendExpectCheck)
+    assert (redis.send, redis.expect) == (b"PING\r\n", b"+PONG")
+    assert isinstance(binary, SendExpectCheck)
+    assert (binary.send, binary.expect) == (b"\0\xff\r", b"\x06")
+    assert isinstance(rpc, RpcCheck)
+    assert rpc.params == ("deep", 1, 1.5, True, [1, [2]], {"level": 2})
+    assert rpc.expect == {"ready": True, "left": [1, 2]}
 
 
 def tables(value: object) -> list[BaseModel]:
@@ -201,11 +244,18 @@ def test_the_schema_is_one_and_takes_the_valid_samples() -> None:
         "deadline",
         "duration_without_unit",
         "frame",
+        "health_active",
+        "health_passive",
+        "jwt",
+        "limits",
         "methods",
         "not_a_choice",
         "password_missing",
         "route_form",
         "static_host_name",
+        "subjects_form",
+        "tls",
+        "tls_to_instances",
         "unknown_key_close",
     ],
 )
@@ -238,6 +288,7 @@ def test_the_schema_marks_secrets() -> None:
     for table, key in [("TokenAuth", "token"), ("PasswordAuth", "password"), ("AkSkAuth", "secret_key")]:
         assert definitions[table]["properties"][key]["writeOnly"]
         assert "default" not in definitions[table]["properties"][key]
+    assert definitions["Jwt"]["properties"]["secret"]["anyOf"][0]["writeOnly"]
 
 
 # ---- anything else ----
@@ -272,6 +323,16 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
         "params[0].x",
         "16MiB",
         "a.*",
+        "off",
+        "passthrough",
+        "tls",
+        "http",
+        "send_expect",
+        "hex:00",
+        "200-399",
+        "HS256",
+        "ES256",
+        "https://a",
     ]
 )
 scalars = st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | texts | st.dates()
@@ -403,11 +464,16 @@ AUTHS = {
         "password": SECRET,
     },
     "aksk": {"type": "aksk", "access_key": SECRET, "secret_key": SECRET},
+    "jwt": {"algorithms": ["HS256"], "audience": "a", "secret": SECRET * 4},
 }
 
 
 def with_secret(auth: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with that table for a cloud, or a listener's tokens."""
     smallest = tomllib.loads((DATA / "valid" / "smallest.toml").read_text(encoding="utf-8"))
+    if "type" not in auth:
+        (listener,) = smallest["listener"]
+        return smallest | {"listener": [listener | {"access": {"jwt": auth}}]}
     cloud = {"endpoint": "https://example.com", "project_id": "1", "auth": auth}
     return smallest | {"cloud": {"modelarts": cloud}}
 
@@ -417,7 +483,7 @@ def test_no_way_to_show_a_configuration_shows_a_secret(auth: dict[str, Any]) -> 
     """repr, str, dumps and JSON hold asterisks instead."""
     config = loads(to_document(with_secret(auth)), Path())
     shown = [str(config), repr(config), str(config.model_dump()), str(config.model_dump(mode="json"))]
-    for text in [*shown, config.model_dump_json(), f"{config.cloud}"]:
+    for text in [*shown, config.model_dump_json(), f"{config.cloud} {config.listener}"]:
         assert SECRET not in text
         assert "***" in text
 

@@ -37,6 +37,7 @@ def test_defaults_of_the_process() -> None:
     gateway = Gateway()
     assert (gateway.workers, gateway.unsupervised) == (0, 60)
     assert (gateway.drain, gateway.hard_stop, gateway.rpc_memory) == (30, 60, 256 << 20)
+    assert (gateway.overload.lag, gateway.overload.memory) == (0.5, None)
     assert (gateway.log.format, gateway.log.level, gateway.log.connections) == ("auto", "info", True)
 
 

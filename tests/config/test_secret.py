@@ -61,6 +61,12 @@ def test_no_value_breaks_the_reader(value: Any) -> None:
         SECRET.validate_python(value)
 
 
+@pytest.mark.parametrize("secret", ["env:TCPGW_TEST_UNSET", "file:/nonexistent", "", "a\nb", "literal"])
+def test_a_fetched_secret_is_taken_as_it_is(secret: str) -> None:
+    """What another process fetched is neither looked for nor judged again."""
+    assert SECRET.validate_python(secret, context={"fetched": True}).get_secret_value() == secret
+
+
 def test_a_finished_secret_is_taken_as_it_is() -> None:
     """Who makes a configuration in Python has fetched the secret, whatever it looks like."""
     secret = SecretStr("env:taken as it is")

@@ -1,11 +1,15 @@
 """What a configuration may say of a service, and what it means where it says nothing."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tcpgw.config.health import Health
 from tcpgw.config.service import Balance, Connect, Rpc, Service
+from tcpgw.config.tls import ClientTls
 
 SERVICE = {"name": "s", "discovery": {"type": "static", "endpoints": ["10.0.0.1:80"]}}
 
@@ -14,10 +18,12 @@ def test_defaults_are_those_that_operators_expect() -> None:
     """What is left out has the values of the design's table."""
     service = Service.model_validate(SERVICE)
     assert service.balance == Balance(
-        policy="maglev", key="source_ip", table_size=65537, bounded_load=1.25, rebalance=0
+        policy="maglev", key="source_ip", table_size=65537, bounded_load=1.25, rebalance=0, slow_start=None
     )
-    assert service.connect == Connect(timeout=1, candidates=3)
-    assert (service.send_proxy, service.wait) == (None, 30)
+    assert service.connect == Connect(
+        timeout=1, candidates=3, retry_budget=0.2, max_connections=None, queue=0, queue_timeout=1
+    )
+    assert (service.send_proxy, service.wait, service.tls, service.health) == (None, 30, None, Health())
     assert service.rpc == Rpc(
         exclusive=False,
         connections=1,
@@ -36,6 +42,8 @@ def test_defaults_are_those_that_operators_expect() -> None:
         ("source_ip", False),
         ("source_ip_port", False),
         ("listener", False),
+        ("hash_key", False),
+        ("subject", False),
         ("method", True),
         ("params[0].session", True),
         ('params["a"]', True),
@@ -82,3 +90,33 @@ def test_where_keys_have_no_home_there_is_nothing_to_rebalance(policy: str) -> N
     """The key would do nothing, so it is refused by name."""
     with pytest.raises(ValidationError, match=f"take it out: policy {policy} has no endpoint for a key"):
         Balance.model_validate({"policy": policy, "rebalance": 1})
+
+
+def test_who_waits_waits_for_room() -> None:
+    """Without a limit nobody waits, so a queue needs one; 0 is none with or without."""
+    assert Connect(max_connections=1, queue=5).queue == 5
+    assert Connect(queue=0) == Connect()
+    with pytest.raises(ValidationError, match="needs max_connections"):
+        Connect(queue=5)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (True, ClientTls()),
+        (False, None),
+        (None, None),
+        ({"verify": False}, ClientTls(verify=False)),
+        (ClientTls(), ClientTls()),
+    ],
+)
+def test_tls_is_switched_on_or_described(written: Any, read: ClientTls | None) -> None:
+    """`true` is the table with its defaults."""
+    assert Service.model_validate(SERVICE | {"tls": written}).tls == read
+
+
+@pytest.mark.parametrize("written", ["yes", 1, [], 1.0])
+def test_other_ways_to_switch_tls_are_refused(written: Any) -> None:
+    """The message says all that may stand there."""
+    with pytest.raises(ValidationError, match="must be true, false or a table, not"):
+        Service.model_validate(SERVICE | {"tls": written})

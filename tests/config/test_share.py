@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpgw.config.load import load, loads
-from tcpgw.config.schema import Config, Method
+from tcpgw.config.schema import Config, Limits, Method, Quota, SourceQuota
 from tcpgw.config.share import share
 from tcpgw.config.transfer import plain, restored
 
@@ -26,6 +26,7 @@ def config(**keys: Any) -> Config:
         name = "s"
         discovery = {{ type = "static", endpoints = ["10.0.0.1:80"] }}
         rpc = {{ {keys.get("rpc", "")} }}
+        connect = {{ {keys.get("connect", "")} }}
         [[listener]]
         name = "rpc"
         bind = "127.0.0.1:1"
@@ -78,6 +79,51 @@ def test_limits_of_the_gateway_are_shared() -> None:
     assert part.listener[0].methods == {"a": Method(max_inflight=3), "b": Method(timeout=1), "c": "deny"}
 
 
+def test_what_a_client_may_have_is_shared() -> None:
+    """Rates in equal parts; connections of one source or subject as they are: workers tell each other."""
+    whole = config(
+        listener="""
+        access = { api_keys = "keys" }
+        [listener.limits]
+        handshakes = 10
+        first_byte_timeout = 9
+        per_subject = { connections = 7, bytes_in = 1 }
+        [listener.limits.per_source]
+        connections = 7
+        new_per_second = 10
+        burst = 5
+        bytes_in = 9
+        bytes_out = 8
+        ipv6_prefix = 56
+        """
+    )
+    source = SourceQuota(connections=7, new_per_second=2.5, burst=2, bytes_in=3, bytes_out=2, ipv6_prefix=56)
+    assert share(whole, 4).listener[0].limits == Limits(
+        handshakes=3,
+        first_byte_timeout=9,
+        per_source=source,
+        per_subject=Quota(connections=7, bytes_in=1),
+    )
+
+
+def test_what_an_endpoint_may_have_is_shared() -> None:
+    """Connections and who waits for them; without a limit there is none in a part."""
+    connect = (
+        share(config(connect="max_connections = 10, queue = 5, retry_budget = 0.5"), 4).service[0].connect
+    )
+    assert (connect.max_connections, connect.queue, connect.retry_budget) == (3, 2, 0.5)
+    assert share(config(), 4).service[0].connect == config().service[0].connect
+
+
+@pytest.mark.parametrize(("memory", "workers", "part"), [("1GiB", 4, 256 * MIB), ("1GiB", 100, 64 * MIB)])
+def test_resident_memory_is_shared_as_far_as_a_worker_lives(memory: str, workers: int, part: int) -> None:
+    """A worker that has no more than its own code would turn everybody away; no limit stays none."""
+    overload = f'[gateway.overload]\nmemory = "{memory}"\nlag = "1s"'
+    shared = share(config(gateway=overload), workers).gateway.overload
+    assert (shared.memory, shared.lag) == (part, 1)
+    assert share(config(), workers).gateway.overload.memory is None
+
+
 def test_limits_of_a_connection_are_not() -> None:
     """What is said of each client, and of times and shares, is a worker's as well."""
     whole = config(
@@ -86,7 +132,7 @@ def test_limits_of_a_connection_are_not() -> None:
         gateway='rpc_memory = "32MiB"',
     )
     part = share(whole, 2)
-    assert part.listener[0] == whole.listener[0]
+    assert part.listener[0].model_copy(update={"limits": whole.listener[0].limits}) == whole.listener[0]
     assert part.service == whole.service
     assert part.gateway == whole.gateway
 

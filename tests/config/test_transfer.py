@@ -1,4 +1,4 @@
-"""A configuration that goes to another process: equal there, without secrets, whatever is around it."""
+"""A configuration that goes to another process: equal there but for the cloud's secrets, wherever it goes."""
 
 import os
 from ipaddress import ip_network
@@ -7,26 +7,45 @@ from typing import Any
 
 import msgpack
 import pytest
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 
+from tcpgw.config.health import StatusRange
 from tcpgw.config.load import load
 from tcpgw.config.schema import (
+    Access,
     AkSkAuth,
+    Balance,
+    Certificate,
+    ClientTls,
     Codec,
     Config,
+    Connect,
     DnsDiscovery,
     FileDiscovery,
     Frame,
     Gateway,
+    Health,
+    HttpCheck,
+    Jwt,
+    Limits,
     Listener,
     Method,
     ModelArtsCloud,
     ModelArtsDiscovery,
+    Overload,
+    Passive,
     PasswordAuth,
+    Permissions,
+    Quota,
     Route,
     Rpc,
+    RpcCheck,
+    SendExpectCheck,
+    ServerTls,
     Service,
+    SourceQuota,
     StaticDiscovery,
+    TlsCheck,
 )
 from tcpgw.config.transfer import plain, restored
 from tcpgw.config.values import Bind
@@ -94,7 +113,75 @@ def test_a_sample_arrives_as_it_is(sample: Path) -> None:
     assert config.cloud or carried(config) == config
 
 
+ETC = Path("/etc")
+SECRET = "env:hush-that-looks-like-a-place-to-fetch-it"
+
+
+def jwt(secret: str) -> Jwt:
+    return Jwt(algorithms=("HS256", "ES256"), secret=SecretStr(secret), jwks="https://a/b", audience="a")
+
+
+def guarded(name: str, secret: str) -> Listener:
+    quota: dict[str, Any] = {
+        "connections": 1,
+        "new_per_second": 0.1,
+        "burst": 2,
+        "bytes_in": 3,
+        "bytes_out": 1 << 40,
+    }
+    return listener(
+        name,
+        sni={"*.a": (Route(service="s", weight=2),), "b": (Route(service="s"),)},
+        tls=ServerTls(
+            certificates=(Certificate(chain=ETC / "模型.pem"), Certificate(chain=ETC / "b", key=ETC / "c")),
+            client_ca=ETC / "ca",
+            client_certificate="optional",
+            alpn=("h2",),
+        ),
+        access=Access(
+            allow=(ip_network("fd00::/8"),),
+            deny=(ip_network("10.0.0.1"),),
+            api_keys=ETC / "keys",
+            jwt=jwt(secret),
+            subjects={"b*": Permissions(services=()), "模型": Permissions(services=("s*",))},
+            timeout=0.1,
+        ),
+        limits=Limits(
+            first_byte_timeout=1, per_source=SourceQuota(**quota, ipv6_prefix=1), per_subject=Quota(**quota)
+        ),
+    )
+
+
+def checked(name: str, **health: Any) -> Service:
+    return static(name, health=Health(**health))
+
+
 CONFIGURATIONS = {
+    "guards": Config(service=(static(),), listener=(guarded("a", SECRET), guarded("b", SECRET * 2))),
+    "health": Config(
+        gateway=Gateway(overload=Overload(lag="off", memory=1 << 50)),
+        service=(
+            static(
+                balance=Balance(slow_start=1),
+                connect=Connect(max_connections=1, queue=2),
+                tls=ClientTls(verify=False),
+            ),
+            static("tls", tls=ClientTls()),
+            checked("off", active="off", passive="off"),
+            checked("http", active=HttpCheck(type="http", status=(StatusRange(404, 404),))),
+            checked("bytes", active=SendExpectCheck(type="send_expect", send=b"hex:\xff", expect=b"\0")),
+            checked(
+                "rpc",
+                active=RpcCheck(
+                    type="rpc", params=("hex:", 1.0, 1, True, {"模型": []}), expect=[(1 << 64) - 1]
+                ),
+            ),
+            checked(
+                "ca", active=TlsCheck(type="tls", ca=ETC / "ca", interval=1), passive=Passive(on=("error",))
+            ),
+        ),
+        listener=(listener(),),
+    ),
     "smallest": Config(service=(static(),), listener=(listener(),)),
     "state_dir": Config(
         gateway=Gateway(state_dir=Path("/elsewhere")), service=(static(),), listener=(listener(),)
@@ -189,7 +276,7 @@ def test_relative_paths_arrive_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     "name", ["modelarts_token", "modelarts_password_env", "modelarts_aksk", "two_clouds"]
 )
-def test_no_secret_is_sent(name: str) -> None:
+def test_no_secret_of_the_cloud_is_sent(name: str) -> None:
     """What is sent holds asterisks where the cloud's credentials stand."""
     config = load(VALID[0].parent / f"{name}.toml")
     held = [
@@ -202,3 +289,25 @@ def test_no_secret_is_sent(name: str) -> None:
     sent = msgpack.packb(plain(config))
     assert not any(secret.encode() in sent for secret in held)
     assert b"*****" in sent
+
+
+def test_the_secrets_of_tokens_are_sent() -> None:
+    """Who relays checks signatures with them; one that looks like a variable's name is not looked for."""
+    arrived = carried(CONFIGURATIONS["guards"])
+    assert arrived == CONFIGURATIONS["guards"]
+    jwts = [listener.access.jwt for listener in arrived.listener]
+    assert [jwt.secret.get_secret_value() for jwt in jwts if jwt and jwt.secret] == [SECRET, SECRET * 2]
+
+
+def test_what_is_sent_is_a_copy() -> None:
+    """To send a configuration neither changes it nor shows more of it to who prints it."""
+    config = CONFIGURATIONS["guards"]
+    plain(config)
+    assert "hush" not in f"{config} {config.model_dump_json()}"
+
+
+@pytest.mark.parametrize("data", [{}, {"listener": 1}, {"listener": [1]}, {"service": []}])
+def test_what_is_not_from_a_sender_is_refused(data: Any) -> None:
+    """As any other data that is no configuration."""
+    with pytest.raises(ValidationError):
+        restored(data)
