@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from tcpgw.balancing.loads import Loads
+from tcpgw.balancing.standing import Share, usable
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.pool import Pool
 from tests.support.streams import in_time, until
@@ -20,6 +21,7 @@ class InOrder:
     spills = True
 
     def __init__(self, weights: Mapping[Endpoint, float], loads: Loads) -> None:
+        self.weights = weights
         self.order = sorted(weights)
         self.loads = loads
 
@@ -31,6 +33,9 @@ class InOrder:
 
     def share(self, endpoint: Endpoint) -> float:
         return 1.0 if endpoint in self.order else 0.0
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> "InOrder":
+        return InOrder(usable(self.weights, shares), self.loads) if shares else self
 
     def explain(self, position: int) -> str:
         return f"in order, whatever {position} is"
@@ -353,3 +358,118 @@ async def test_publishing_and_rebuilding_go_one_after_the_other() -> None:
     assert pool.snapshot is second
     assert list(pool.candidates(0)) == [endpoint(2)]
     assert (old.built, new.built) == (1, 2)
+
+
+# ---- shares ----
+
+OUT = Share(0.0)
+
+
+def order(pool: Pool) -> list[int]:
+    """The last octets of all candidates."""
+    return [int(found.host.rpartition(".")[2]) for found in pool.candidates(0)]
+
+
+async def test_shares_are_in_force_at_once() -> None:
+    """No table is built; who has no share has its whole weight again with the next that are told."""
+    workshop = Workshop()
+    pool = make_pool(workshop)
+    await pool.publish(snapshot(1, 2, 3))
+    pool.weigh({endpoint(1): OUT, endpoint(2): Share(0.5)})
+    assert order(pool) == [2, 3]
+    assert pool.home(0) == endpoint(2)
+    assert pool.shares == {endpoint(1): OUT, endpoint(2): Share(0.5)}
+    pool.weigh({endpoint(3): OUT})
+    assert order(pool) == [1, 2]
+    assert pool.share(endpoint(3)) == 0.0
+    pool.weigh({})
+    assert order(pool) == [1, 2, 3]
+    assert workshop.built == 1
+
+
+async def test_who_is_usable() -> None:
+    """An endpoint with a weight, unless it gets nothing of it."""
+    pool = make_pool(Workshop())
+    assert not pool.usable(endpoint(1))
+    await pool.publish(snapshot(1, 2, 3, unused=(4,)))
+    pool.weigh({endpoint(1): OUT, endpoint(2): Share(0.01)})
+    assert [pool.usable(endpoint(octet)) for octet in (1, 2, 3, 4, 5)] == [False, True, True, False, False]
+
+
+async def test_tables_know_of_no_share() -> None:
+    """They say where keys belong while all is well, and are the same ones until others are built."""
+    pool = make_pool(Workshop())
+    assert pool.tables is None
+    await pool.publish(snapshot(1, 2))
+    tables = pool.tables
+    assert tables
+    pool.weigh({endpoint(1): OUT})
+    assert pool.home(0) == endpoint(2)
+    assert tables.home(0) == endpoint(1)
+    await pool.publish(snapshot(1, 2, version=2))
+    assert pool.tables is tables
+    await pool.rebuild(Workshop())
+    assert pool.tables is not tables
+
+
+async def test_the_epoch_changes_with_shares_that_change_something() -> None:
+    """Subscribers hear of them, with the new ones in force, and of nothing that says what is already so."""
+    pool = make_pool(Workshop())
+    heard: list[tuple[int, list[int]]] = []
+    pool.subscribe(lambda: heard.append((pool.epoch, order(pool))))
+    pool.weigh({endpoint(1): OUT})  # before there is a snapshot
+    pool.weigh({})
+    await pool.publish(snapshot(1, 2))
+    pool.weigh({endpoint(2): OUT, endpoint(9): OUT})
+    pool.weigh({endpoint(2): Share(-1.0)})
+    pool.weigh({endpoint(2): OUT, endpoint(1): Share(1.0)})
+    pool.weigh({endpoint(2): Share(0.5)})
+    pool.weigh({endpoint(2): Share(0.5, by_key=False)})
+    pool.weigh({endpoint(9): OUT})
+    pool.weigh({})
+    assert heard == [(1, [1, 2]), (2, [1]), (3, [1, 2]), (4, [1, 2]), (5, [1, 2])]
+
+
+async def test_shares_outlive_snapshots_and_policies() -> None:
+    """They hold for who stays, whatever is published and rebuilt, and for who comes next."""
+    pool = make_pool(Workshop())
+    pool.weigh({endpoint(1): OUT, endpoint(3): OUT})
+    await pool.publish(snapshot(1, 2))
+    assert order(pool) == [2]
+    await pool.publish(snapshot(1, 2, 3, 4, version=2))
+    assert order(pool) == [2, 4]
+    await pool.rebuild(Workshop())
+    assert order(pool) == [2, 4]
+    await pool.publish(snapshot(2, 3, version=3, unused=(1,)))
+    assert order(pool) == [2]
+    assert pool.shares == {endpoint(3): OUT}
+
+
+async def test_shares_that_are_told_while_tables_are_built() -> None:
+    """They are in force for the old ones at once, and for the new ones from their beginning."""
+    workshop = Workshop()
+    pool = make_pool(workshop)
+    await pool.publish(snapshot(1, 2))
+    workshop.at_work.clear()
+    workshop.allowed.clear()
+    publishing = asyncio.create_task(pool.publish(snapshot(1, 2, 3, version=2)))
+    await until(workshop.at_work.is_set)
+    pool.weigh({endpoint(1): OUT})
+    assert (order(pool), pool.epoch) == ([2], 2)
+    workshop.allowed.set()
+    await in_time(publishing)
+    assert (order(pool), pool.epoch) == ([2, 3], 3)
+
+
+async def test_what_hangs_at_who_gets_nothing_lifts_no_cap() -> None:
+    """It stops counting in the total at once, and counts again when its endpoint is back."""
+    pool = make_pool(Workshop())
+    await pool.publish(snapshot(1, 2))
+    pool.loads.begin(endpoint(1), 5)
+    pool.loads.begin(endpoint(2))
+    pool.weigh({endpoint(1): OUT})
+    assert pool.loads.total == 1
+    await pool.publish(snapshot(1, 2, version=2))
+    assert pool.loads.total == 1
+    pool.weigh({endpoint(1): Share(0.1)})
+    assert pool.loads.total == 6

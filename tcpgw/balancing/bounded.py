@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from tcpgw.balancing.loads import Loads
 from tcpgw.balancing.policy import Policy
+from tcpgw.balancing.standing import Share, usable
 from tcpgw.endpoints import Endpoint
 
 
@@ -13,6 +14,9 @@ class Bounded:
     The cap of an endpoint is ceil(factor * (total in flight + 1) * weight / total weight), where the total is
     of this service's endpoints in this process. With `factor` at least 1 someone is always below it, so
     nothing is refused; the endpoints at their cap come last and are for retries.
+
+    Under shares the weights are what is usable of them: of three endpoints without one, each of the other two
+    has half.
     """
 
     spills = True
@@ -21,6 +25,7 @@ class Bounded:
         self, policy: Policy, weights: Mapping[Endpoint, float], loads: Loads, factor: float = 1.25
     ) -> None:
         self._policy = policy
+        self._weights = weights
         # Less a hair: rounding must not make a cap that should be 63 come out as 64.
         total = sum(weights.values()) * (1 + 1e-12)
         self._shares = {endpoint: factor * weight / total for endpoint, weight in weights.items()}
@@ -49,6 +54,12 @@ class Bounded:
     def share(self, endpoint: Endpoint) -> float:
         """Of an unknown one 0: nothing is chosen that has left."""
         return self._shares.get(endpoint, 0.0)
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> Policy:
+        if not shares:
+            return self
+        weights = usable(self._weights, shares)
+        return Bounded(self._policy.under(shares), weights, self._loads, self._factor)
 
     def explain(self, position: int) -> str:
         full = sum(not self.has_room(endpoint) for endpoint in self._shares)

@@ -16,4 +16,4 @@ class LeastRequest(BetterOfTwo):
         return "least_request: of two drawn by weight the one with fewer in flight per weight"
 
     def _cost(self, endpoint: Endpoint) -> float:
-        return self._loads.inflight(endpoint) / self._weights[endpoint]
+        return self._loads.inflight(endpoint) / self._usable[endpoint]

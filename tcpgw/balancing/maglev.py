@@ -18,6 +18,9 @@ from math import ceil, inf, isqrt
 from xxhash import xxh64_intdigest
 
 from tcpgw.balancing.hashing import bucket
+from tcpgw.balancing.passing import Passing
+from tcpgw.balancing.policy import Policy
+from tcpgw.balancing.standing import Share
 from tcpgw.balancing.walk import walk
 from tcpgw.endpoints import Endpoint
 
@@ -68,6 +71,9 @@ class Maglev:
     def share(self, endpoint: Endpoint) -> float:  # noqa: ARG002  # the interface's
         """Return no bound: a hash looks at no load."""
         return inf
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> Policy:
+        return Passing(self, shares) if shares else self
 
     def explain(self, position: int) -> str:
         return f"maglev: bucket {bucket(position, self._size)} of {self._size}"

@@ -13,6 +13,8 @@ class PeakEwma(BetterOfTwo):
 
     The latency is that of `Loads.observe`: it rises at once and falls over 10 s, so that an endpoint that
     stalls is avoided from its first slow answer on. Where nobody observes, this is least request.
+
+    Under shares what is in flight is divided by what is usable of the weight.
     """
 
     def explain(self, position: int) -> str:  # noqa: ARG002  # the interface's
@@ -23,4 +25,6 @@ class PeakEwma(BetterOfTwo):
         latency = self._loads.latency(endpoint)
         if not latency and inflight:
             latency = _UNMEASURED
-        return latency * (inflight + 1) / self._weights[endpoint]
+        # An idle service shares out by how often one is drawn: to count the share here too would give an
+        # endpoint in trial hardly anything.
+        return latency * (inflight / self._usable[endpoint] + 1 / self._weights[endpoint])

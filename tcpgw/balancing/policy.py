@@ -1,9 +1,10 @@
 """What every balancing policy offers: an order of endpoints for a key, not a single answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Protocol
 
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
 
 
@@ -23,6 +24,8 @@ class Policy(Protocol):
     def home(self, position: int) -> Endpoint | None:
         """Return the endpoint that the key belongs to whatever the load; None where keys belong to nobody.
 
+        So it is too while an endpoint in trial may get the key: each choice is a new one then.
+
         While that has room (see `share`), it is the first candidate: so who sends many requests of one key
         may ask once, and from then on look at the loads alone.
         """
@@ -31,6 +34,13 @@ class Policy(Protocol):
         """Return its share of the load: it has room while it has less than this times (all in flight + 1).
 
         inf where nothing bounds it. One that is none of the policy's has none.
+        """
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> "Policy":
+        """Return what chooses in its stead while these shares hold; where there are none, what it was.
+
+        Quick: no table is built. What this returned before, for other shares, is not used any more. `shares`
+        are of its endpoints alone, and below 1.
         """
 
     @property
@@ -47,7 +57,8 @@ class Policy(Protocol):
 class Keyless:
     """What every policy that ignores the key says: no key has a home, and nothing bounds an endpoint.
 
-    Load may be part of how such a policy draws its order; it passes over nobody.
+    Load may be part of how such a policy draws its order; it passes over nobody. A share makes a weight less,
+    of slow starts and of trials alike: there are no keys that could stay where they are.
     """
 
     spills = True

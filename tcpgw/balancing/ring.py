@@ -18,6 +18,9 @@ from hashlib import md5
 from math import inf
 from struct import Struct
 
+from tcpgw.balancing.passing import Passing
+from tcpgw.balancing.policy import Policy
+from tcpgw.balancing.standing import Share
 from tcpgw.balancing.walk import walk
 from tcpgw.endpoints import Endpoint
 
@@ -82,6 +85,9 @@ class Ring:
     def share(self, endpoint: Endpoint) -> float:  # noqa: ARG002  # the interface's
         """Return no bound: a hash looks at no load."""
         return inf
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> Policy:
+        return Passing(self, shares) if shares else self
 
     def explain(self, position: int) -> str:
         count = len(self._points)

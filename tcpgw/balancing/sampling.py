@@ -5,9 +5,12 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate, islice
 from random import Random as Rng
+from types import MappingProxyType
+from typing import Self
 
 from tcpgw.balancing.loads import Loads
 from tcpgw.balancing.policy import Keyless
+from tcpgw.balancing.standing import Share, usable
 from tcpgw.endpoints import Endpoint
 
 
@@ -15,6 +18,7 @@ class Random(Keyless):
     """Each endpoint as often as its weight says, without memory."""
 
     def __init__(self, weights: Mapping[Endpoint, float], rng: Rng) -> None:
+        self._all = weights
         ordered = sorted(weights.items())
         self._endpoints = [endpoint for endpoint, _ in ordered]
         self._weights = [weight for _, weight in ordered]
@@ -45,6 +49,9 @@ class Random(Keyless):
         for index in rest:
             yield endpoints[index]
 
+    def under(self, shares: Mapping[Endpoint, Share]) -> "Random":
+        return Random(usable(self._all, shares), self._rng) if shares else self
+
     def explain(self, position: int) -> str:  # noqa: ARG002  # the interface's
         return f"random: {len(self._endpoints)} endpoints by weight"
 
@@ -62,14 +69,29 @@ def better_of_two(drawn: Iterator[Endpoint], cost: Callable[[Endpoint], float]) 
 class BetterOfTwo(Keyless, ABC):
     """A policy of two choices; its kinds differ in what an endpoint costs."""
 
-    def __init__(self, weights: Mapping[Endpoint, float], loads: Loads, rng: Rng) -> None:
-        self._random = Random(weights, rng)
-        self._weights = dict(weights)
+    def __init__(
+        self,
+        weights: Mapping[Endpoint, float],
+        loads: Loads,
+        rng: Rng,
+        shares: Mapping[Endpoint, Share] = MappingProxyType({}),
+    ) -> None:
+        self._weights = weights
+        self._usable = usable(weights, shares)
+        self._random = Random(self._usable, rng)
         self._loads = loads
+        self._rng = rng
 
     def candidates(self, position: int) -> Iterator[Endpoint]:
         """The better of two, the other, then the rest at random by weight."""
         return better_of_two(self._random.candidates(position), self._cost)
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> Self:
+        """Return one that draws and compares by what is usable of the weights.
+
+        By whole weights who starts slowly would win nearly each comparison, having nothing in flight.
+        """
+        return type(self)(self._weights, self._loads, self._rng, shares) if shares else self
 
     @abstractmethod
     def explain(self, position: int) -> str:

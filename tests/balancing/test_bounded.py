@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tcpgw.balancing.bounded import Bounded
 from tcpgw.balancing.loads import Loads
 from tcpgw.balancing.maglev import Maglev
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
 
 A, B, C = (Endpoint.of(f"10.0.0.{n}", 80) for n in (1, 2, 3))
@@ -113,6 +114,38 @@ def test_has_room_below_the_cap_only() -> None:
     for other in {A, B, C} - {home}:
         loads.begin(other)  # at a total of 3 it is ceil(1.25 * 4 / 3) = 2
     assert bounded.has_room(home)
+
+
+def test_caps_are_of_what_is_usable() -> None:
+    """Of three endpoints without one the other two have half each; who starts slowly has its part."""
+    bounded = Bounded(Maglev(EQUAL), EQUAL, new_loads())
+    under = bounded.under({A: Share(0.0)})
+    assert [under.share(endpoint) for endpoint in (A, B, C)] == pytest.approx([0.0, 0.625, 0.625])
+    under = bounded.under({A: Share(0.5)})
+    assert [under.share(endpoint) for endpoint in (A, B, C)] == pytest.approx([0.25, 0.5, 0.5])
+    assert bounded.under({}).share(A) == pytest.approx(1.25 / 3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    positions,
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.booleans(),
+    st.lists(st.sampled_from([A, B, C]), max_size=40),
+)
+def test_under_shares_somebody_has_room(
+    position: int, value: float, by_key: bool, busy: list[Endpoint]
+) -> None:
+    """The first candidate is below its cap, also where much hangs at an endpoint that gets nothing."""
+    loads = new_loads()
+    bounded = Bounded(Maglev(EQUAL, 251), EQUAL, loads)
+    for endpoint in busy:
+        loads.begin(endpoint)
+    if not value:
+        loads.retain([B, C])
+    under = bounded.under({A: Share(value, by_key)})
+    first = next(under.candidates(position))
+    assert loads.inflight(first) < under.share(first) * (loads.total + 1)
 
 
 def test_who_is_none_of_the_policys_has_no_room() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from tcpgw.balancing.least_request import LeastRequest
 from tcpgw.balancing.loads import Loads
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
 
 A, B, C = (Endpoint.of(f"10.0.0.{n}", 80) for n in (1, 2, 3))
@@ -36,6 +37,15 @@ def test_load_follows_weights() -> None:
         loads.begin(next(policy.candidates(n)))
     for endpoint, weight in weights.items():
         assert loads.inflight(endpoint) == pytest.approx(500 * weight, rel=0.03)
+
+
+def test_load_follows_what_is_usable_of_weights() -> None:
+    """Who starts slowly has nothing in flight and is not chosen each time for that."""
+    loads = new_loads()
+    policy = LeastRequest({A: 2, B: 2, C: 2}, loads, Rng(2)).under({A: Share(0.1), B: Share(0.0)})
+    for n in range(4400):
+        loads.begin(next(policy.candidates(n)))
+    assert [loads.inflight(endpoint) for endpoint in (A, B, C)] == pytest.approx([400, 0, 4000], rel=0.03)
 
 
 def test_an_idle_service_follows_weights() -> None:

@@ -3,6 +3,7 @@ from random import Random as Rng
 
 from tcpgw.balancing.loads import Loads
 from tcpgw.balancing.peak_ewma import PeakEwma
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
 
 A, B, C = (Endpoint.of(f"10.0.0.{n}", 80) for n in (1, 2, 3))
@@ -46,6 +47,20 @@ def test_the_cost_is_latency_times_queue_per_weight() -> None:
     assert firsts(policy) == {B}  # 40 against 30
     loads.begin(B)
     assert firsts(policy) == {A}  # 40 against 60
+
+
+def test_a_share_counts_with_what_is_in_flight() -> None:
+    """Who has a tenth of its weight is worth as much as others while idle, and with one in flight a tenth."""
+    loads = Loads(Clock())
+    policy = PeakEwma({A: 1, B: 1}, loads, Rng(2)).under({A: Share(0.1)})
+    for endpoint in (A, B):
+        loads.observe(endpoint, 0.010)
+    assert firsts(policy) == {A, B}  # whichever is drawn first
+    loads.begin(A)
+    loads.begin(B, 9)
+    assert firsts(policy) == {B}  # 110 against 100
+    loads.begin(B, 2)
+    assert firsts(policy) == {A}  # 110 against 120
 
 
 def test_a_new_endpoint_is_measured_by_one_connection() -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpgw.balancing.round_robin import RoundRobin
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
 
 ENDPOINTS = [Endpoint.of(f"10.0.0.{n}", 80) for n in range(1, 7)]
@@ -49,6 +50,42 @@ def test_the_others_follow_and_lose_no_turn() -> None:
     order = list(policy.candidates(0))
     assert sorted(order) == ENDPOINTS
     assert turns(policy, 5) == order[1:]
+
+
+@given(st.integers(0, 5), st.integers(), st.integers(0, 20))
+def test_who_is_out_takes_no_turn_away(out: int, seed: int, before: int) -> None:
+    """The others go on in turn as if it were not there, and when it is back all go round again."""
+    weights: dict[Endpoint, float] = dict.fromkeys(ENDPOINTS, 1)
+    policy = RoundRobin(weights, Rng(seed))
+    turns(policy, before)
+    others = sorted({*ENDPOINTS} - {ENDPOINTS[out]})
+    order = turns(policy.under({ENDPOINTS[out]: Share(0.0)}), 50)
+    for start in range(45):
+        assert sorted(order[start : start + 5]) == others
+    order = turns(policy.under({}), 60)
+    for start in range(54):
+        assert sorted(order[start : start + 6]) == ENDPOINTS
+
+
+@given(st.integers())
+def test_other_shares_keep_the_turns(seed: int) -> None:
+    """A step of one's slow start begins no new round: the others have turns in the order that they had."""
+    weights: dict[Endpoint, float] = dict.fromkeys(ENDPOINTS, 1)
+    policy = RoundRobin(weights, Rng(seed))
+    order = []
+    for step in range(1, 100):
+        order += turns(policy.under({ENDPOINTS[0]: Share(step / 100)}), 1)
+    others = [endpoint for endpoint in order if endpoint != ENDPOINTS[0]]
+    for start in range(len(others) - 4):
+        assert sorted(others[start : start + 5]) == ENDPOINTS[1:]
+
+
+def test_all_out_and_back() -> None:
+    """There is nobody, and then there are all again."""
+    policy = RoundRobin(dict.fromkeys(ENDPOINTS, 1), Rng(4))
+    nobody = policy.under(dict.fromkeys(ENDPOINTS, Share(0.0)))
+    assert list(nobody.candidates(0)) == []
+    assert sorted(turns(policy.under({}), 6)) == ENDPOINTS
 
 
 def test_starts_differ_between_workers() -> None:

@@ -5,11 +5,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Self
 
 import pytest
 
 from tcpgw.balancing.loads import Loads
 from tcpgw.balancing.policy import Keyless
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.errors import ConnectError, OverloadError
 from tcpgw.pool import Pool
@@ -32,6 +34,10 @@ class InOrder(Keyless):
         for endpoint in self.order:
             self.asked += 1
             yield endpoint
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> Self:
+        self.order = [endpoint for endpoint in self.order if endpoint not in shares]
+        return self
 
     def explain(self, position: int) -> str:  # noqa: ARG002 - the interface's
         return "in order"
