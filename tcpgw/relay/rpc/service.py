@@ -89,6 +89,7 @@ class RpcService:
         self.connect_timeout = terms.connect.timeout
         self.observes = terms.observes
         self.targets: dict[Endpoint, Target] = {}
+        self._out: set[Endpoint] = set()  # of them, who is given nothing at present
         self.crowded: set[Lane] = set()  # where something waits
         self.retries = RetryBudget(terms.rpc.retry_budget)
         self.hedges = HedgeBudget(terms.rpc.hedge_budget)
@@ -188,10 +189,16 @@ class RpcService:
         for endpoint in wanted - self.targets.keys():  # first: what waits for those that leave goes there
             self.targets[endpoint] = self._revive(endpoint) or Target(endpoint, self)
         leaving = [self.targets.pop(endpoint) for endpoint in self.targets.keys() - wanted]
+        back = self._out & self.targets.keys()
+        self._out = {endpoint for endpoint in self.targets if not self.pool.usable(endpoint)}
+        for endpoint in back - self._out:
+            self.targets[endpoint].revive()
         self._retired += leaving
         self.drains["started"] += len(leaving)
         for target in leaving:
             target.retire(now)
+        for endpoint in self._out:  # their connections are kept: they may be back soon
+            self.targets[endpoint].pause()
 
     def _revive(self, endpoint: Endpoint) -> Target | None:
         for target in self._retired:
@@ -223,14 +230,16 @@ class RpcService:
             target = self.targets.get(home)
             if target is not None and target.main.open and target.allowed(self.pool.share(home)) > 0:
                 return target
+        crowded = False  # a better one is
         for endpoint in self.pool.candidates(position):
             target = self.targets.get(endpoint)
             if target is None or not target.alive:
                 continue
-            if target.main.open and target.room > 0:
+            if target.main.open and target.room > 0 and (not crowded or target.helps):
                 return target
             if not self.pool.spills:
                 return None
+            crowded = True
         return None
 
     def submit(self, call: Call) -> None:
@@ -263,6 +272,8 @@ class RpcService:
             return "is being stopped"
         if not self.targets:
             return "has no endpoint: discovery found none"
+        if len(self._out) == len(self.targets):
+            return f"has {len(self._out)} endpoints, and health checks let none of them be used"
         target = next(iter(self.targets.values()))
         why = target.main.failure or "lost just now"
         return f"reaches none of its {len(self.targets)} endpoints ({target.endpoint}: {why})"
@@ -279,7 +290,7 @@ class RpcService:
             if not lane.alive:
                 hoped = hoped or (lane if target.hopeful else None)
                 continue
-            if not lane.queue and lane.send(call):
+            if (waiting is None or target.helps) and not lane.queue and lane.send(call):
                 return True
             waiting = waiting or lane
             if not self.pool.spills:
@@ -291,7 +302,7 @@ class RpcService:
 
         Only where load may move requests at all; the most crowded gives.
         """
-        if not self.pool.spills or target.retired_at is not None:
+        if not self.pool.spills or not target.helps:
             return None
         others = [other for other in self.crowded if other.bulk == lane.bulk and other is not lane]
         for other in sorted(others, key=lambda other: len(other.queue), reverse=True):

@@ -61,6 +61,17 @@ class Target:
         # As many as leave it within its share once they are all under way.
         return min(room, ceil(within / (1.0 - share))) if within > 0 else 0
 
+    @property
+    def helps(self) -> bool:
+        """Whether it may be given what others have no room for.
+
+        In slow start up to that share of its limit; in trial nothing, as chance alone says what it gets.
+        """
+        if self.retired_at is not None:
+            return False
+        share = self.pool.shares.get(self.endpoint)
+        return share is None or (share.by_key and self.load.inflight < share.value * self.limit)
+
     def turn(self, plane: RpcPlane) -> HomeTurn:
         """What clients of this listener that belong here are to put their reads into.
 
@@ -107,14 +118,21 @@ class Target:
                 lane.changed()
 
     def retire(self, now: float) -> None:
-        """No new requests; those that wait go elsewhere, those under way may finish."""
+        """Out of the snapshot: no new requests, and closed when those under way have finished."""
         self.retired_at = now
+        self.pause()
+
+    def pause(self) -> None:
+        """Take no new requests until `revive`; those that wait go elsewhere, those under way may finish.
+
+        Idempotent. Candidates do not name it while this holds: nothing else sends anything here.
+        """
         for lane in self.lanes:
             lane.open = False
             self._service.reroute(lane.take_all())
 
     def revive(self) -> None:
-        """Back in the snapshot before it was closed."""
+        """Given requests again: back in the snapshot before it was closed, or usable again."""
         self.retired_at = None
         self.load = self._service.pool.loads.of(self.endpoint)
         for lane in self.lanes:

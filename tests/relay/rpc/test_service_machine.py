@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tcpgw.app.gateway import Gateway
+from tcpgw.balancing.standing import Share
 from tcpgw.config.load import loads
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.relay.rpc.plane import RpcPlane
@@ -73,6 +74,7 @@ SOON, LATE = 0.001, 1e7
 methods = st.sampled_from(["once", "few", "urgent", "again", "again", "hedged", "hedged"])
 deadlines = st.sampled_from([LATE, LATE, LATE, SOON])
 sizes = st.sampled_from([0, 0, 0, 5000, 9000])
+shares = st.sampled_from([None, None, Share(0.0), Share(0.3), Share(0.3, by_key=False)])
 counts = st.integers(1, 8)
 places = st.integers(0, 11)
 
@@ -107,6 +109,7 @@ class Machine(RuleBasedStateMachine):
         self.left: dict[str, int] = {}  # what clients asked that are gone: how often it was sent until then
         self.count = 0
         self.version = 1
+        self.pending: dict[Endpoint, int] = {}  # requests under way at who is given none
 
     @initialize(
         balance=st.sampled_from(BALANCES),
@@ -265,6 +268,14 @@ class Machine(RuleBasedStateMachine):
         self.loop.run_until_complete(self.pool.publish(snapshot))
         self.loop.settle()
 
+    @rule(given=st.tuples(shares, shares, shares))
+    def judge(self, given: tuple[Share | None, ...]) -> None:
+        """Instances fall ill, are tried, and recover."""
+        endpoints = [Endpoint(*side.address) for side in self.sides]
+        told = zip(endpoints, given, strict=True)
+        self.loop.do(lambda: self.pool.weigh({endpoint: share for endpoint, share in told if share}))
+        self.pending = {}
+
     # ---- time ----
 
     @rule()
@@ -320,6 +331,17 @@ class Machine(RuleBasedStateMachine):
         assert self.service.retries.running >= 0
         assert all(one.inflight >= 0 for one in self.plane.routing.rules.all)
 
+    @invariant()
+    def who_is_out_is_given_nothing(self) -> None:
+        if not hasattr(self, "service"):
+            return
+        before, self.pending = self.pending, {}
+        for endpoint, target in self.service.targets.items():
+            if not self.pool.usable(endpoint):
+                self.pending[endpoint] = sum(len(channel.mux.pending) for channel in target.channels)
+                assert self.pending[endpoint] <= before.get(endpoint, self.pending[endpoint])
+                assert not any(lane.queue for lane in target.lanes)
+
     # ---- the end ----
 
     def teardown(self) -> None:
@@ -344,6 +366,7 @@ class Machine(RuleBasedStateMachine):
         for side in self.sides:
             side.alive = True
             self.loop.do(side.go_on)
+        self.pool.weigh({})
         self.publish(self.sides)
         for _ in range(60):
             for which in range(3):
