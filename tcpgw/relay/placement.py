@@ -1,8 +1,13 @@
 """Where a service's connections are, and where its snapshot says that they should be.
 
 An endpoint that leaves the snapshot takes its connections with it: they drain, unless it comes back in time.
-One that is added is home to keys whose connections are elsewhere; where the operator wants that, these are
-closed little by little while they are idle, for their clients to come back to it.
+One that gets nothing new for its health keeps them: who has a connection that works is better off with it,
+and one that does not work ends by itself.
+
+An endpoint that is added is home to keys whose connections are elsewhere; where the operator wants that,
+these are closed little by little while they are idle, for their clients to come back to it, as soon as it has
+its whole weight. Else nothing moves for anybody's health, neither away nor back: an instance that falls ill
+again and again would move everybody about.
 
 A change of the snapshot looks at all connections once. That is rare, and so a new connection pays nothing for
 it: no set of connections is kept for each endpoint.
@@ -15,6 +20,7 @@ from math import inf
 from time import monotonic
 from typing import NamedTuple
 
+from tcpgw.balancing.policy import Policy
 from tcpgw.endpoints import Endpoint
 from tcpgw.pool import Pool
 from tcpgw.relay.draining import LOOK, Cause
@@ -61,6 +67,8 @@ class Placement:
         self.rebalance = rebalance
         self._members: set[Endpoint] = set()
         self._added: set[Endpoint] = set()
+        self._starting: set[Endpoint] = set()  # added too, but without their whole weight yet
+        self._tables: Policy | None = None  # by which connections were found to be misplaced
         self._unsettled: list[_Candidate] = []  # they may still connect to what has left
         self._misplaced: deque[_Candidate] = deque()
         self._looked_at: list[_Candidate] = []  # misplaced ones that the next look may find idle
@@ -72,6 +80,7 @@ class Placement:
         changed = asyncio.Event()
         unsubscribe = self._pool.subscribe(changed.set)
         self._members = {member.endpoint for member in self._pool.members}
+        self._tables = self._pool.tables
         try:
             while True:
                 await self._wait(changed)
@@ -94,11 +103,19 @@ class Placement:
             pass
 
     async def _follow(self) -> None:
-        """Look at every connection. A pass of closing that is not at its end begins anew with the rest."""
+        """Look at every connection. A pass of closing that is not at its end begins anew with the rest.
+
+        Where no more than shares have changed, and those of none that was added, all is as it was.
+        """
         unfinished = self._added if self._misplaced or self._looked_at else set()
         members = {member.endpoint for member in self._pool.members}
-        self._added = (unfinished | members - self._members) & members
-        self._members = members
+        came = (unfinished | self._starting | members - self._members) & members
+        self._starting = came & self._pool.shares.keys()
+        added = came - self._starting
+        same = (members, added, self._pool.tables) == (self._members, unfinished, self._tables)
+        self._members, self._added, self._tables = members, added, self._pool.tables
+        if same:
+            return
         self._misplaced.clear()
         self._looked_at.clear()
         self._unsettled.clear()
@@ -126,7 +143,9 @@ class Placement:
             self._misplaced.append(candidate)
 
     def _is_misplaced(self, session: StreamSession) -> bool:
-        return session.endpoint not in self._added and self._pool.home(session.position) in self._added
+        # Not by the pool's own word: while an endpoint is out, that names another for its keys.
+        home = self._tables.home(session.position) if self._tables is not None else None
+        return session.endpoint not in self._added and home in self._added
 
     # ---- rebalancing ----
 

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.relay import draining, stream_plane
 from tcpgw.relay.draining import Cause
@@ -168,7 +169,8 @@ def homes(b: Bed) -> set[str]:
         session = connection.session
         assert isinstance(session, stream_plane.StreamSession)
         assert connection.client
-        if b.pool.home(session.position) == second:
+        assert b.pool.tables
+        if b.pool.tables.home(session.position) == second:
             found.add("{}:{}".format(*connection.client))
     return found
 
@@ -256,3 +258,105 @@ async def test_a_newer_snapshot_ends_a_pass() -> None:
         assert not placement._misplaced
         assert not placement._looked_at
         assert stages(b, Cause.REBALANCED)["started"] == 1
+
+
+# ---- shares ----
+
+
+def position(b: Bed, client: Peer) -> int:
+    for connection in b.listener.connections.values():
+        session = connection.session
+        assert connection.client
+        if "{}:{}".format(*connection.client) == client.address:
+            assert isinstance(session, stream_plane.StreamSession)
+            return session.position
+    raise LookupError(client.address)
+
+
+OUT = Share(0.0)
+
+
+def weigh(b: Bed, *shares: Share | None) -> None:
+    """What health would say next of each instance."""
+    told = {Endpoint.parse(b.endpoint(number)): share for number, share in enumerate(shares) if share}
+    b.pool.weigh(told)
+
+
+@pytest.mark.parametrize("listener", ["", U32BE])
+async def test_who_is_out_keeps_its_connections(listener: str) -> None:
+    """They go on, and new ones go elsewhere until it is back; nothing moves for it, neither away nor back."""
+    async with bed(listener=listener, instances=2, balance=REBALANCE.format(rate=1000)) as b:
+        places = await pairs_at(b, 12, 2)
+        assert all(places)
+        weigh(b, None, OUT)
+        source = places[1][0][0].address.partition(":")[0]
+        elsewhere = b.dial(source=source), await b.accept(0)
+        for _ in range(2):
+            await asyncio.sleep(0.3)
+            for client, instance in (*places[0], *places[1], elsewhere):
+                await ask_frame(client, instance)
+            weigh(b)
+        assert not b.lines
+        b.dial(source=source)
+        await b.accept(1)
+
+
+async def test_who_starts_slowly_is_given_no_connection_of_others() -> None:
+    """Not before it has its whole weight: then those whose home it is return, as to any that was added."""
+    async with bed(instances=2, balance=REBALANCE.format(rate=1000)) as b:
+        weigh(b, None, Share(0.01))
+        pairs = await grown(b, 30)
+        for share in (Share(0.9), OUT, Share(0.1, by_key=False), Share(0.9)):
+            await asyncio.sleep(0.15)
+            weigh(b, None, share)
+        await asyncio.sleep(0.3)
+        assert not b.lines
+        assert not b.listener.draining
+        weigh(b)
+        moved = homes(b)
+        assert 5 < len(moved) < 25
+        for client, instance in pairs:
+            if client.address in moved:
+                assert await client.read_to_end() == b""
+                client.close()
+                instance.close()
+        await b.closed(len(moved))
+        await asyncio.sleep(0.2)
+        assert {line["client"] for line in b.lines} == moved
+
+
+async def test_a_pass_stops_while_its_endpoint_is_out() -> None:
+    """Nobody is closed for who gets nothing; when it is back the rest is."""
+    async with bed(instances=2, balance=REBALANCE.format(rate=5)) as b:
+        await grown(b, 40)
+        await until(lambda: stages(b, Cause.REBALANCED))
+        placement = b.gateway.relays.places.placement(b.pool)
+        weigh(b, None, OUT)
+        await until(lambda: not placement._misplaced)
+        count = stages(b, Cause.REBALANCED)["started"]
+        await asyncio.sleep(0.5)
+        assert stages(b, Cause.REBALANCED)["started"] == count
+        weigh(b)
+        await until(lambda: stages(b, Cause.REBALANCED)["started"] > count)
+
+
+async def test_others_shares_do_not_begin_a_pass_anew() -> None:
+    """However often they change it comes to its end, and nobody leaves an own endpoint for being out."""
+    async with bed(instances=3, balance=REBALANCE.format(rate=1000)) as b:
+        await publish(b, 1, None, 1)
+        places = await pairs_at(b, 40, 3)
+        weigh(b, None, None, OUT)
+        await publish(b, 1, 1, 1)
+        moved = homes(b)
+        belong_elsewhere = {
+            client.address
+            for client, _ in places[2]
+            if client.address not in moved
+            and b.pool.home(position(b, client)) == Endpoint.parse(b.endpoint(1))
+        }
+        assert belong_elsewhere  # while that is out
+        for step in range(100):
+            weigh(b, None, None, Share(step / 1000))
+            await asyncio.sleep(0.02)
+        await b.closed(len(moved))
+        assert {line["client"] for line in b.lines} == moved
