@@ -9,9 +9,9 @@ from tcpgw.app.planes import client_codec, reached
 from tcpgw.config import schema
 from tcpgw.observe.totals import Figures, summed
 from tcpgw.pool import Pool
+from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.service import Protocol, RpcService, Terms
-from tcpgw.relay.upstream import Outcomes
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 
 # Seconds that a service which nobody sends to any more may take to finish: as an endpoint that left.

@@ -8,8 +8,8 @@ from tcpgw.config import schema
 from tcpgw.observe.totals import Figures
 from tcpgw.pool import Pool
 from tcpgw.relay.listener import Listener
+from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.placement import Placement
-from tcpgw.relay.upstream import Outcomes
 
 
 class Places:

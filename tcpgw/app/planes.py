@@ -11,13 +11,14 @@ from tcpgw.config import schema
 from tcpgw.config.codec import Frame
 from tcpgw.pool import Pool
 from tcpgw.relay.framed import FramedPlane
+from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.plane import RpcPlane
 from tcpgw.relay.rpc.routing import Routing, Rule, Rules
 from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.session import Plane
 from tcpgw.relay.stream_plane import Choose, StreamPlane
-from tcpgw.relay.upstream import Outcomes, Upstream
+from tcpgw.relay.upstream import Upstream
 from tcpgw.wire.codec import Codec
 from tcpgw.wire.field import Field
 from tcpgw.wire.frames import PRESETS, FrameSplitter, LengthField, Splitter

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from tcpgw.config.service import Connect, Rpc
     from tcpgw.endpoints import Endpoint
     from tcpgw.pool import Pool
+    from tcpgw.relay.outcomes import Outcomes
     from tcpgw.relay.rpc.channel import Channel
     from tcpgw.relay.rpc.lane import Lane
     from tcpgw.relay.rpc.memory import Memory
     from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.routing import Rule
-    from tcpgw.relay.upstream import Outcomes
 
 # Seconds between looks at deadlines: one sweep for all instead of a timer for each request.
 _SWEEP = 0.05
