@@ -10,7 +10,7 @@ runs of these in one call with everything inline, because a call for each would 
 request; whatever they stop at is read by `read`. Both ways lead to the same bytes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -155,6 +155,9 @@ class Codec(Protocol):
         Returns the offset after the last one, and how many were to nobody (late or never asked) and so
         dropped. Stops before what is incomplete or no answer.
         """
+
+    def errors(self, parts: Sequence[Piece]) -> list[bool]:
+        """Say of each answer of a Run, in their order, whether it is an error by the protocol itself."""
 
     def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
         """Return the span in `data` of a value of a request's parameters, or None where there is none.

@@ -7,13 +7,13 @@ that it was: whatever integer form, and however often the same one is in use, it
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgpack
 
 from tcpgw.errors import Code, ProtocolError
 from tcpgw.wire import msgpack_fields
-from tcpgw.wire.codec import LARGE, Batch, Entry, Glance, Kind, Message, Owner, Path, Piece, Run
+from tcpgw.wire.codec import LARGE, PARTS, Batch, Entry, Glance, Kind, Message, Owner, Path, Piece, Run
 
 MAX_NAME = 1024
 """Bytes of a method's name, where it is read. Real ones have a tenth of this, a head must fit in LARGE bytes,
@@ -27,7 +27,7 @@ _FRAMED_HEAD = struct.Struct(">IH").pack
 _BARE_REQUEST = struct.Struct(">HBI").pack
 
 _ASK, _REPLY, _TELL = 0x9400, 0x9401, 0x9302  # an array's header and the message's type
-_UINT32 = 0xCE
+_UINT32, _NIL = 0xCE, 0xC0
 # Bytes of an integer by its first one; 0 for everything that is no integer.
 _ID_WIDTH = [1] * 0x80 + [0] * 0x60 + [1] * 0x20
 for _mark, _width in zip(range(0xCC, 0xD4), (2, 3, 5, 9, 2, 3, 5, 9), strict=True):
@@ -208,6 +208,9 @@ class MsgpackRpc:
             add(data[pos + 11 : end] if end - pos < large else memoryview(data)[pos + 11 : end])
             pos = end
         return pos, dropped
+
+    def errors(self, parts: Sequence[Piece]) -> list[bool]:
+        return [body[0] != _NIL for body in parts[PARTS - 1 :: PARTS]]
 
     # ---- parameters ----
 

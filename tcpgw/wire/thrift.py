@@ -15,11 +15,11 @@ to 16, and no type of a field is above.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tcpgw.errors import Code, ProtocolError
 from tcpgw.wire import thrift_fields
-from tcpgw.wire.codec import LARGE, Batch, Entry, Glance, Kind, Message, Owner, Path, Piece, Run
+from tcpgw.wire.codec import LARGE, PARTS, Batch, Entry, Glance, Kind, Message, Owner, Path, Piece, Run
 from tcpgw.wire.thrift_fields import read_varint, varint, zigzag
 
 MAX_NAME = 1024
@@ -32,6 +32,7 @@ _head = struct.Struct(">III").unpack_from  # of a binary frame: length, version 
 
 _BINARY, _COMPACT = 0x80, 0x82  # the first byte
 _CALL, _REPLY, _EXCEPTION = 0x80010001, 0x80010002, 0x80010003
+_FAILED = 3  # the type of a TApplicationException
 _KINDS = {1: Kind.REQUEST, 2: Kind.ANSWER, 3: Kind.ANSWER, 4: Kind.NOTIFY}
 _LEAST = 17  # bytes of a binary frame with an empty name and an empty struct
 
@@ -222,6 +223,10 @@ class Thrift:
             pos = end
         return pos, dropped
 
+    def errors(self, parts: Sequence[Piece]) -> list[bool]:
+        """As `Codec.errors`. An exception that the method declares is a result like others: it is a reply."""
+        return [_is_exception(head) for head in parts[::PARTS]]
+
     # ---- arguments ----
 
     def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
@@ -241,6 +246,11 @@ class Thrift:
 
 
 # ---- heads ----
+
+
+def _is_exception(prefix: Piece) -> bool:
+    """Whether an answer is a TApplicationException, by what stands in front of it."""
+    return prefix[7] == _FAILED if prefix[4] == _BINARY else prefix[5] >> 5 == _FAILED
 
 
 def _read_binary(data: bytes, pos: int, end: int) -> Message:
