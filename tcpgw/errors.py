@@ -130,6 +130,9 @@ class ConnectError(TcpgwError):
 
 
 class OverloadError(TcpgwError):
-    """The gateway has no descriptor, port or memory left for another connection. No instance is to blame."""
+    """A limit, or the lack of a descriptor, of a port or of memory, forbids another connection now.
+
+    No instance is to blame.
+    """
 
     retry_safe = True

@@ -14,7 +14,7 @@ class Reason(StrEnum):
     FIN_TIMEOUT = "fin_timeout"  # one side closed, the other neither sent nor read for fin_timeout
     CONNECT_FAILED = "connect_failed"  # no candidate could be connected to
     NO_ENDPOINT = "no_endpoint"  # the service has no endpoint that takes connections
-    OVERLOAD = "overload"  # the gateway itself had no descriptor or memory left to connect with
+    OVERLOAD = "overload"  # a limit was reached, or the gateway had no descriptor or memory left
     PROTOCOL_ERROR = "protocol_error"  # a PROXY header or a frame that its protocol does not allow
     HEADER_TIMEOUT = "header_timeout"  # a trusted source did not send its PROXY header in time
     FRAME_TOO_LARGE = "frame_too_large"  # a frame said that it is longer than the listener's max_frame

@@ -4,12 +4,12 @@ import asyncio
 import errno
 import time
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Literal, NamedTuple
 
 from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConnectError, OverloadError
 from tcpgw.pool import Pool
+from tcpgw.relay.circuit import Circuit, Search
 from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.session import Address
 from tcpgw.relay.stream import Side
@@ -40,7 +40,10 @@ class Connected(NamedTuple):
 
 
 class Upstream:
-    """A service as the relay sees it: where its connections go and how they are made."""
+    """A service as the relay sees it: where its connections go and how they are made.
+
+    `outcomes` and `circuit` are those of the service, which all of its Upstreams share.
+    """
 
     def __init__(
         self,
@@ -51,9 +54,11 @@ class Upstream:
         tries: int,
         send_proxy: Literal["v1", "v2"] | None = None,
         outcomes: Outcomes | None = None,
+        circuit: Circuit | None = None,
     ) -> None:
         self.pool = pool
         self.outcomes = Outcomes(pool) if outcomes is None else outcomes
+        self.circuit = circuit or Circuit(pool)
         self.facts: Mapping[str, object] = {"service": pool.service}  # for closing lines
         self.send_proxy = send_proxy
         self._hash = hash_
@@ -71,35 +76,62 @@ class Upstream:
         """Connect to the first candidate that answers, and count it as loaded until `release`.
 
         Each try has a side of its own, so that what a given-up one still reports reaches nobody. Raises
-        NoEndpointError, or ConnectError when every try failed; then, and when cancelled, nothing is left
-        open or counted.
+        NoEndpointError, ConnectError when every try failed, or OverloadError where a limit or something of
+        the gateway's own is in the way; then, and when cancelled, nothing is left open or counted.
         """
+        search = Search(self.pool, self._hash(client))
+        endpoint = await self._place(search)
+        if endpoint is None:
+            raise NoEndpointError(f"service {self.service} has no endpoint that takes connections")
         failures: list[str] = []
-        position = self._hash(client)
-        for endpoint in islice(self.pool.candidates(position), self._tries):
-            self.pool.loads.begin(endpoint)
-            began = time.monotonic()
+        connected = await self._try(endpoint, new_side, search, failures)
+        return connected or await self._retry(new_side, search, failures)
+
+    async def _retry(self, new_side: Callable[[], Side], search: Search, failures: list[str]) -> Connected:
+        """Go on after the first try, within the budget that is for the retries of all clients."""
+        retries = self.circuit.retries
+        error = ""
+        while len(failures) < self._tries and (endpoint := await self._place(search)) is not None:
+            if not retries.begin(self.pool.loads.total):
+                self.release(endpoint)
+                error = "; the retry budget is spent (retry_budget)"
+                break
             try:
-                side = await self._dial(endpoint, new_side)
-            except (OSError, TimeoutError) as exc:
-                self.release(endpoint)
-                if exc.errno in _OUR_OWN:
-                    raise OverloadError(f"cannot open a connection: {exc.strerror}") from exc
-                self.outcomes[endpoint].failed += 1
-                # The whole timeout, however fast the refusal: a dead instance must not look quick.
-                self.pool.loads.observe(endpoint, self._timeout)
-                failures.append(f"{endpoint}: {_why(exc, self._timeout)}")
-            except BaseException:
-                self.release(endpoint)
-                raise
-            else:
-                seconds = time.monotonic() - began
-                self.pool.loads.observe(endpoint, seconds)
-                self.outcomes[endpoint].connected += 1
-                return Connected(endpoint, side, seconds, len(failures) + 1, position)
-        if failures:
-            raise ConnectError("; ".join(failures), tries=len(failures))
-        raise NoEndpointError(f"service {self.service} has no endpoint that takes connections")
+                if connected := await self._try(endpoint, new_side, search, failures):
+                    return connected
+            finally:
+                retries.end()
+        raise ConnectError("; ".join(failures) + error, tries=len(failures))
+
+    async def _place(self, search: Search) -> Endpoint | None:
+        endpoint = self.circuit.take(search)
+        if endpoint is None and search.full is not None:
+            return await self.circuit.wait(search)
+        return endpoint
+
+    async def _try(
+        self, endpoint: Endpoint, new_side: Callable[[], Side], search: Search, failures: list[str]
+    ) -> Connected | None:
+        """Connect there, and release it where that fails."""
+        began = time.monotonic()
+        try:
+            side = await self._dial(endpoint, new_side)
+        except (OSError, TimeoutError) as exc:
+            self.release(endpoint)
+            if exc.errno in _OUR_OWN:
+                raise OverloadError(f"cannot open a connection: {exc.strerror}") from exc
+            self.outcomes[endpoint].failed += 1
+            # The whole timeout, however fast the refusal: a dead instance must not look quick.
+            self.pool.loads.observe(endpoint, self._timeout)
+            failures.append(f"{endpoint}: {_why(exc, self._timeout)}")
+            return None
+        except BaseException:
+            self.release(endpoint)
+            raise
+        seconds = time.monotonic() - began
+        self.pool.loads.observe(endpoint, seconds)
+        self.outcomes[endpoint].connected += 1
+        return Connected(endpoint, side, seconds, len(failures) + 1, search.position)
 
     async def _dial(self, endpoint: Endpoint, new_side: Callable[[], Side]) -> Side:
         """Connect within the time-out, or raise TimeoutError.
@@ -135,7 +167,7 @@ class Upstream:
 
     def release(self, endpoint: Endpoint) -> None:
         """A connection that `connect` made has ended. Call once for each."""
-        self.pool.loads.end(endpoint)
+        self.circuit.release(endpoint)
 
 
 def _why(exc: Exception, timeout: float) -> str:

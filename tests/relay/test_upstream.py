@@ -3,105 +3,16 @@ import contextlib
 import errno
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Self
+from collections.abc import Iterator
 
 import pytest
 
-from tcpgw.balancing.loads import Loads
-from tcpgw.balancing.policy import Keyless
-from tcpgw.balancing.standing import Share
-from tcpgw.endpoints import Endpoint, Member, Snapshot
+from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConnectError, OverloadError
-from tcpgw.pool import Pool
-from tcpgw.relay.reasons import Reason
-from tcpgw.relay.stream import Relay, Side
-from tcpgw.relay.upstream import Connected, NoEndpointError, Upstream
-from tests.support.streams import Peer, in_time, listening, open_sockets, refusing, silent
-
-CLIENT = ("127.0.0.1", 40000)
-
-
-class InOrder(Keyless):
-    """The policy of a service whose endpoints are asked in the order of their weights, greatest first."""
-
-    def __init__(self, weights: Mapping[Endpoint, float]) -> None:
-        self.order = sorted(weights, key=weights.__getitem__, reverse=True)
-        self.asked = 0
-
-    def candidates(self, position: int) -> Iterator[Endpoint]:  # noqa: ARG002 - the interface's
-        for endpoint in self.order:
-            self.asked += 1
-            yield endpoint
-
-    def under(self, shares: Mapping[Endpoint, Share]) -> Self:
-        self.order = [endpoint for endpoint in self.order if endpoint not in shares]
-        return self
-
-    def explain(self, position: int) -> str:  # noqa: ARG002 - the interface's
-        return "in order"
-
-
-class Service:
-    """An upstream whose candidates are `addresses`, in that order."""
-
-    def __init__(self, pool: Pool, policies: list[InOrder], upstream: Upstream) -> None:
-        self.pool = pool
-        self.upstream = upstream
-        self.policy = policies[0]
-        self._connected: list[Connected] = []
-
-    @classmethod
-    async def of(
-        cls, addresses: Sequence[str], *, seconds: float = 5.0, tries: int = 3, weights: Sequence[int] = ()
-    ) -> "Service":
-        policies: list[InOrder] = []
-
-        def make_policy(weights: Mapping[Endpoint, float], _: Loads) -> InOrder:
-            policies.append(InOrder(weights))
-            return policies[-1]
-
-        pool = Pool("s", make_policy, Loads(time.monotonic))
-        weights = weights or range(len(addresses), 0, -1)
-        members = [Member(Endpoint.parse(a), w) for a, w in zip(addresses, weights, strict=True)]
-        await pool.publish(Snapshot.of("s", members, taken_at=0.0))
-        return cls(pool, policies, Upstream(pool, lambda _: 0, timeout=seconds, tries=tries))
-
-    async def publish(self, *addresses: str) -> None:
-        members = [Member(Endpoint.parse(address)) for address in addresses]
-        await self.pool.publish(Snapshot.of("s", members, taken_at=0.0, version=2))
-
-    async def connect(self) -> Connected:
-        connected = await in_time(self.upstream.connect(CLIENT, self._new_side))
-        self._connected.append(connected)
-        return connected
-
-    async def close(self) -> None:
-        for connected in self._connected:
-            connected.side.relay.abort(Reason.SHUTDOWN, reset=True)
-        await asyncio.sleep(0)
-
-    def _new_side(self) -> Side:
-        return Relay(lambda *_: None, now=0.0).instance
-
-
-@asynccontextmanager
-async def service(addresses: Sequence[str], **settings: object) -> AsyncIterator[Service]:
-    """A service for a test; at the end nothing may be counted as loaded, and no socket of it be open."""
-    before = open_sockets()
-    made = await Service.of(addresses, **settings)  # type: ignore[arg-type]
-    try:
-        yield made
-    finally:
-        await made.close()
-    assert made.pool.loads.total == 0
-    await asyncio.sleep(0)
-    assert open_sockets() <= before
-
-
-def text(sock: socket.socket) -> str:
-    return "{}:{}".format(*sock.getsockname())
+from tcpgw.relay.stream import Side
+from tcpgw.relay.upstream import NoEndpointError, Upstream
+from tests.support.streams import Peer, listening, refusing, silent
+from tests.support.upstreams import service, text
 
 
 @pytest.fixture
@@ -174,7 +85,7 @@ async def test_each_try_has_the_whole_timeout() -> None:
                     await s.connect()
                 return time.monotonic() - began
 
-            waited = await asyncio.gather(*(fail(number * 0.03) for number in range(4)))
+            waited = await asyncio.gather(*(fail(number * 0.03) for number in range(3)))
             assert all(0.18 < seconds < 0.5 for seconds in waited), waited
 
 
@@ -268,56 +179,49 @@ async def test_an_instance_that_resets_at_once(alive: str) -> None:
         loop.remove_reader(sock)
 
 
-def outcomes(s: Service) -> list[tuple[int, int]]:
-    """Connected and failed of each endpoint that is known, in the order of candidates."""
-    known = s.upstream.outcomes
-    return [(known[e].connected, known[e].failed) for e in s.policy.order if e in known]
+async def test_our_own_failures_are_not_tried_elsewhere(alive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the gateway has too little of, it has too little of for the next endpoint as well."""
+    async with service([alive, alive.replace("127.0.0.1", "127.0.0.2")]) as s:
+
+        async def fail(*_: object) -> Side:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(s.upstream, "_dial", fail)
+        with pytest.raises(OverloadError, match="Too many open files"):
+            await s.connect()
+        assert s.policy.asked == 1
 
 
-async def test_outcomes_are_counted(alive: str, dead: list[str]) -> None:
-    """Each try counts for the endpoint that it was made at, and one that was not asked is not known."""
-    async with service([*dead[:2], alive, dead[3]]) as s:
-        for _ in range(3):
-            s.upstream.release((await s.connect()).endpoint)
-        assert outcomes(s) == [(0, 3), (0, 3), (3, 0)]
+async def test_retries_are_bounded_by_their_budget(alive: str) -> None:
+    """Of many clients whose first endpoint does not answer, three may try another; the rest is told why."""
+    with silent() as nobody, silent() as another:
+        async with service([nobody, another, alive], seconds=0.2, tries=2) as s:
+            tasks = [asyncio.create_task(s.connect()) for _ in range(10)]
+            told = [str(one) for one in await asyncio.gather(*tasks, return_exceptions=True)]
+            refused = [one for one in told if "retry budget is spent" in one]
+            assert len(refused) == s.upstream.circuit.status()["retries_refused"] == 7
+            assert all(one.count("no answer") == 2 for one in told if one not in refused)
 
 
-async def test_our_own_failures_are_no_outcomes(alive: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instance is not blamed for what the gateway has too little of, nor for a client that gave up."""
-    with silent() as nobody:
-        async with service([nobody, alive]) as s:
-            task = asyncio.create_task(s.connect())
-            await asyncio.sleep(0.02)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-            async def fail(*_: object) -> Side:
-                raise OSError(errno.EMFILE, "Too many open files")
-
-            monkeypatch.setattr(s.upstream, "_dial", fail)
-            with pytest.raises(OverloadError):
-                await s.connect()
-            assert outcomes(s) == []
-
-
-async def test_outcomes_of_endpoints_that_left(alive: str, dead: list[str]) -> None:
-    """They are forgotten when there is something new to remember, unless they have connections."""
-    with listening() as sock, listening() as third:
-        async with service([dead[0], alive, text(sock)]) as s:
-            first = await s.connect()
-            known = s.upstream.outcomes
-            await s.publish(text(sock))
-            second = await s.connect()
-            assert known.keys() == {Endpoint.parse(alive), Endpoint.parse(text(sock))}
-            s.upstream.release(first.endpoint)
-            s.upstream.release(second.endpoint)
-            await s.publish(text(third))
-            s.upstream.release((await s.connect()).endpoint)
-            assert known.keys() == {Endpoint.parse(text(third))}
+async def test_the_budget_grows_with_the_load(dead: list[str], alive: str) -> None:
+    """It is a share of the connections that there are."""
+    async with service([dead[0], alive], retry_budget=0.5) as s:
+        there = [(await s.connect()).endpoint for _ in range(20)]
+        retries = s.upstream.circuit.retries
+        begun = sum(retries.begin(s.pool.loads.total) for _ in range(20))
+        assert begun == 10
+        with pytest.raises(ConnectError, match="refused; the retry budget is spent") as caught:
+            await s.connect()
+        assert caught.value.tries == 1
+        assert s.pool.loads.total == 20
+        for _ in range(begun):
+            retries.end()
+        for endpoint in there:
+            s.upstream.release(endpoint)
 
 
-async def test_upstreams_may_count_together(alive: str) -> None:
-    """A service has one account for all of its listeners."""
+async def test_upstreams_may_share_a_circuit(alive: str) -> None:
+    """A service has one for all of its listeners."""
     async with service([alive]) as s:
-        other = Upstream(s.pool, lambda _: 0, timeout=1.0, tries=1, outcomes=s.upstream.outcomes)
-        assert other.outcomes is s.upstream.outcomes
+        other = Upstream(s.pool, lambda _: 0, timeout=1.0, tries=1, circuit=s.upstream.circuit)
+        assert other.circuit is s.upstream.circuit
