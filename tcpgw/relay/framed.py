@@ -21,6 +21,7 @@ from collections.abc import Callable
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.errors import FrameTooLargeError, ProtocolError
 from tcpgw.observe.histogram import Histogram
+from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import OnEnd
 from tcpgw.relay.sockets import drop
@@ -176,6 +177,8 @@ class FramedSession(StreamSession):
         """End for a frame of `side`'s. The other gets what was passed on before, and FIN."""
         too_large = isinstance(exc, FrameTooLargeError)
         self._over(Reason.FRAME_TOO_LARGE if too_large else Reason.PROTOCOL_ERROR, side, str(exc))
+        if side is self.instance:
+            self._fail(Kind.PROTOCOL)
         other = side.other.transport
         if other is not None and not other.is_closing():
             other.close()
@@ -233,9 +236,15 @@ class FramedPlane(StreamPlane):
     """
 
     def __init__(
-        self, settings: Settings, choose: Choose, new_splitter: Callable[[], Splitter], *, in_order: bool
+        self,
+        settings: Settings,
+        choose: Choose,
+        new_splitter: Callable[[], Splitter],
+        first_byte_timeout: float = math.inf,
+        *,
+        in_order: bool,
     ) -> None:
-        super().__init__(settings, choose)
+        super().__init__(settings, choose, first_byte_timeout)
         self.new_splitter = new_splitter
         self.in_order = in_order
         self.latencies = Histogram()

@@ -280,7 +280,7 @@ class Listener:
             settings = self._settings  # of now: they may change
             shortest = min(
                 settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout,
-                settings.max_age or inf,
+                settings.max_age or inf, self._plane.timeout,
             )  # fmt: skip
             period = shortest / _SWEEPS_PER_TIMEOUT
             await asyncio.sleep(period)

@@ -114,6 +114,13 @@ class Plane(Protocol):
     @property
     def unknown(self) -> Mapping[str, object]: ...
 
+    @property
+    def timeout(self) -> float:
+        """The shortest of its sessions' time-outs that the listener's settings do not have, in seconds.
+
+        Sessions are tended several times in it. inf without any.
+        """
+
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> Session:
         """Take a client over, whose first bytes `early` were read already.
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.endpoints import Endpoint
+from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Address, Connection, OnEnd, canonical
 from tcpgw.relay.stream import Relay, Side
@@ -24,14 +25,17 @@ _STILL, _STILL_OWED = 10, 100
 # Looks from FIN to the close. nginx lingers too: closing at once would reset a client that is just sending,
 # and with that take back what it has not read. For ever is no better: some never look at idle connections.
 _LINGER = 10
+# Seconds of a first_byte_timeout by which the looks at it are spaced, eight in each, even if it is shorter: a
+# look at ten thousand connections takes some 10 ms.
+_LEAST_TIMEOUT = 0.8
 
 
 class StreamSession(Relay):
     """A relay that knows its time-outs, and gives its endpoint back when it ends."""
 
     __slots__ = (
-        "_ending", "_endpoint", "_fin_sent", "_holds", "_kept_alive", "_moved", "_seconds", "_settings",
-        "_still", "_tries", "position", "upstream",
+        "_asked", "_asked_at", "_ending", "_endpoint", "_fault", "_fin_sent", "_holds", "_judged",
+        "_kept_alive", "_moved", "_seconds", "_settings", "_still", "_tries", "position", "upstream",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, upstream: Upstream, on_end: OnEnd, now: float) -> None:
@@ -43,6 +47,10 @@ class StreamSession(Relay):
         self._seconds = 0.0  # that connecting took
         self._tries = 0
         self._holds = False
+        self._judged = False  # it is counted what became of it, as a success or a failure
+        self._fault: Kind | None = None  # that it has before it is known whose
+        self._asked = 0  # bytes that the client had sent at the last look that saw more of them
+        self._asked_at = 0.0  # when that was
         self._kept_alive = False
         self._ending: Reason | None = None  # what it is being drained for
         self._fin_sent = False
@@ -58,6 +66,8 @@ class StreamSession(Relay):
         """Count as its endpoint's load, which `Upstream.connect` has begun to, until the end."""
         self._endpoint, _, self._seconds, self._tries, self.position = connected
         self._holds = True
+        if self._fault is not None:
+            self._fail(self._fault)
 
     def release(self) -> None:
         """End that. Idempotent."""
@@ -66,8 +76,53 @@ class StreamSession(Relay):
             self.upstream.release(self._endpoint)
 
     def _finish(self, reason: Reason) -> None:
+        if not self._judged:
+            self._judge_end(reason)
         self.release()
         super()._finish(reason)
+
+    # ---- what it says of its endpoint ----
+
+    def _judge(self, now: float) -> None:
+        """See whether the instance has begun to answer, or has not in time.
+
+        Time counts from the client's last byte, because nobody answers a request before it is whole.
+        """
+        timeout = self.upstream.first_byte_timeout
+        if self.instance.received:
+            self._succeed()
+        elif timeout is not None and self.client.received:
+            if self.client.received != self._asked:
+                self._asked, self._asked_at = self.client.received, now
+            elif now - self._asked_at >= timeout:
+                self._fail(Kind.TIMEOUT)
+
+    def _judge_end(self, reason: Reason) -> None:
+        """One that ended without a byte from the instance mostly says nothing of it.
+
+        Where it need not answer, it is well if it took what the client sent and ended after it: in protocols
+        in which only clients speak, no instance would ever have a success.
+        """
+        if self.instance.received:
+            self._succeed()
+        elif reason is Reason.INSTANCE_RESET:
+            self._fail(Kind.RESET)
+        elif reason is Reason.CLIENT_FIN and self.client.received and self.instance.ended:
+            self._judged = self.upstream.first_byte_timeout is not None
+            if not self._judged:
+                self._succeed()
+
+    def _succeed(self) -> None:
+        if self._endpoint is not None:
+            self._judged = True
+            self.upstream.outcomes[self._endpoint].successes += 1
+
+    def _fail(self, kind: Kind) -> None:
+        self._judged = True
+        if self._endpoint is None:
+            self._fault = kind
+        else:
+            self.upstream.outcomes.fail(self._endpoint, kind)
 
     # ---- the listener's side ----
 
@@ -85,6 +140,8 @@ class StreamSession(Relay):
             # where connections are short, is spared five system calls.
             self._kept_alive = True
             self.keep_alive(self._settings.keepalive)
+        if not self._judged:
+            self._judge(now)
         quiet = self.idle_seconds(now)
         if self.half_closed and quiet >= self._settings.fin_timeout:
             self.abort(Reason.FIN_TIMEOUT, reset=True)
@@ -166,7 +223,9 @@ class StreamPlane:
 
     unknown: Mapping[str, object] = MappingProxyType({"endpoint": None, "connect_time": None, "tries": 0})
 
-    def __init__(self, settings: Settings, choose: Choose) -> None:
+    def __init__(self, settings: Settings, choose: Choose, first_byte_timeout: float = math.inf) -> None:
+        """`first_byte_timeout` is the shortest one of the upstreams that are chosen, in seconds."""
+        self.timeout = max(first_byte_timeout, _LEAST_TIMEOUT)
         self._settings = settings
         self._choose = choose
         self._loop = asyncio.get_running_loop()

@@ -1,7 +1,6 @@
 """From a key to a connected instance: the candidates, one after another."""
 
 import asyncio
-import errno
 import time
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
@@ -10,16 +9,12 @@ from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConnectError, OverloadError
 from tcpgw.pool import Pool
 from tcpgw.relay.circuit import Circuit, Search
-from tcpgw.relay.outcomes import Outcomes
+from tcpgw.relay.outcomes import Kind, Outcomes, blames, is_our_own
 from tcpgw.relay.session import Address
 from tcpgw.relay.stream import Side
 
 Hash = Callable[[Address | None], int]
 """The key of a client's connection, as a 32-bit position. A client of a Unix socket has no address."""
-
-
-# What fails here and not at the instance: trying the next would fail as well, and blame that one too.
-_OUR_OWN = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class NoEndpointError(ConnectError):
@@ -42,7 +37,8 @@ class Connected(NamedTuple):
 class Upstream:
     """A service as the relay sees it: where its connections go and how they are made.
 
-    `outcomes` and `circuit` are those of the service, which all of its Upstreams share.
+    `outcomes` and `circuit` are those of the service, which all of its Upstreams share. `first_byte_timeout`
+    is how many seconds an instance may say nothing at all to a client that has; None: for ever.
     """
 
     def __init__(
@@ -55,10 +51,12 @@ class Upstream:
         send_proxy: Literal["v1", "v2"] | None = None,
         outcomes: Outcomes | None = None,
         circuit: Circuit | None = None,
+        first_byte_timeout: float | None = None,
     ) -> None:
         self.pool = pool
         self.outcomes = Outcomes(pool) if outcomes is None else outcomes
         self.circuit = circuit or Circuit(pool)
+        self.first_byte_timeout = first_byte_timeout
         self.facts: Mapping[str, object] = {"service": pool.service}  # for closing lines
         self.send_proxy = send_proxy
         self._hash = hash_
@@ -118,9 +116,11 @@ class Upstream:
             side = await self._dial(endpoint, new_side)
         except (OSError, TimeoutError) as exc:
             self.release(endpoint)
-            if exc.errno in _OUR_OWN:
+            if is_our_own(exc):
                 raise OverloadError(f"cannot open a connection: {exc.strerror}") from exc
             self.outcomes[endpoint].failed += 1
+            if blames(exc):
+                self.outcomes.fail(endpoint, Kind.CONNECT)
             # The whole timeout, however fast the refusal: a dead instance must not look quick.
             self.pool.loads.observe(endpoint, self._timeout)
             failures.append(f"{endpoint}: {_why(exc, self._timeout)}")

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 
@@ -57,6 +58,7 @@ class Plane:
     """Opens when it may; `then` is what it does with a session before it returns it."""
 
     unknown: Mapping[str, object] = MappingProxyType({"endpoint": None})
+    timeout = inf
 
     def __init__(self, then: Callable[[Played], None] = lambda _: None) -> None:
         self.sessions: list[Played] = []
@@ -114,6 +116,15 @@ async def test_the_line_has_what_the_session_says() -> None:
         "service": "s", "endpoint": "the last of many", "requests": 5, "bytes_in": 3, "bytes_out": 4,
     }  # fmt: skip
     assert (line["reason"], line["error"]) == ("frame_too_large", "byte 7")
+
+
+async def test_a_time_out_of_the_plane_is_looked_at_often_enough() -> None:
+    """Where it is shorter than all of the listener's, sessions are tended several times in it."""
+    plane = Plane()
+    plane.timeout = 0.08
+    plane.may_open.set()
+    async with listening(plane):
+        await until(lambda: plane.sessions and len(plane.sessions[0].tended) > 3)
 
 
 async def test_an_end_before_the_session_is_known() -> None:

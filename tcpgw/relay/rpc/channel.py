@@ -12,10 +12,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from tcpgw.errors import ProtocolError
+from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.rpc.call import Batch
 from tcpgw.relay.rpc.routing import Rule
 from tcpgw.relay.sockets import set_options
-from tcpgw.wire.codec import PARTS
+from tcpgw.wire.codec import PARTS, Run
 
 if TYPE_CHECKING:
     from tcpgw.relay.rpc.lane import Lane
@@ -44,7 +45,7 @@ class Channel(asyncio.Protocol):
 
     __slots__ = (
         "_batch", "_held", "_loop", "_memory", "_refused", "_stuck", "_transport", "_unsent", "came",
-        "given_up", "lane", "lost", "mux", "open", "paused", "scheduled", "why",
+        "fault", "given_up", "lane", "lost", "mux", "open", "paused", "scheduled", "why",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, mux: Mux, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,6 +57,8 @@ class Channel(asyncio.Protocol):
         self.lost = asyncio.Event()
         self.given_up = False  # ended for what it was busy with, not for a fault
         self.why = ""
+        # What its end says against the instance; a RESET only where it was asked something. None: nothing.
+        self.fault: Kind | None = Kind.RESET
         self.lane = lane
         self._batch = _NONE
         self._loop = loop
@@ -130,6 +133,8 @@ class Channel(asyncio.Protocol):
         except ProtocolError as exc:
             self._fault(f"the instance broke the protocol: {exc}")
             return
+        judging = runs and self.lane.service.outcomes.judges_answers
+        errors = self._errors(runs) if judging else None
         now = monotonic()
         answered = alike = 0
         oldest = now
@@ -156,7 +161,7 @@ class Channel(asyncio.Protocol):
             answered += alike
         if answered:
             self.lane.service.answers += answered
-            self.lane.finished(answered, now - oldest)
+            self.lane.answered(answered, now - oldest, errors)
         if mux.large:
             self._answer_large(now)
         if mux.failed:
@@ -166,14 +171,21 @@ class Channel(asyncio.Protocol):
         if mux.broken is not None:
             self._fault(f"the instance broke the protocol: {mux.broken}")
 
-    def _fault(self, why: str) -> None:
+    def _errors(self, runs: list[Run]) -> list[bool]:
+        """Of each answer whether it is an error; before they are delivered."""
+        find = self.lane.service.protocol.client.errors
+        return [is_error for _, parts, _ in runs for is_error in find(parts)]
+
+    def _fault(self, why: str, kind: Kind = Kind.PROTOCOL) -> None:
         """End, for what the instance did. The lane looks at once: connection_lost comes in a later turn."""
-        self.abort(why)
+        self.abort(why, kind)
         self.lane.changed()
 
     def _answer_large(self, now: float) -> None:
         large, self.mux.large = self.mux.large, []
+        judging = self.lane.service.outcomes.judges_answers
         for client, parts, batch, held in large:
+            errors = self._errors([(client, [parts[0], b"", parts[1]], batch)]) if judging else None
             self._memory.pass_on(held)
             if batch.call is not None:
                 self.lane.service.answered(batch.call, self, parts, now)
@@ -182,7 +194,7 @@ class Channel(asyncio.Protocol):
                 client.deliver(parts, 1)
             self._memory.grant()
             self.lane.service.answers += 1
-            self.lane.finished(1, now - batch.came)
+            self.lane.answered(1, now - batch.came, errors)
 
     def _fail(self) -> None:
         """Answers that could not be kept: their bytes are passed over, and the connection goes on."""
@@ -199,7 +211,7 @@ class Channel(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # At once, whatever is unsent: no answer can come any more, and who is sent here would wait in vain.
-        self._fault("the instance closed the connection")
+        self._fault("the instance closed the connection", Kind.RESET)
         return False
 
     def pause_writing(self) -> None:
@@ -218,7 +230,7 @@ class Channel(asyncio.Protocol):
         if not unwritten or self.mux.pending or self._stuck[1] != unwritten:
             self._stuck = now, unwritten
         elif now - self._stuck[0] >= _STUCK:
-            self._fault(f"the instance reads nothing: {unwritten} bytes wait for it")
+            self._fault(f"the instance reads nothing: {unwritten} bytes wait for it", Kind.TIMEOUT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = self.paused = False
@@ -231,8 +243,9 @@ class Channel(asyncio.Protocol):
         """Send FIN after what was written. Idempotent."""
         self._transport.close()
 
-    def abort(self, why: str) -> None:
-        """End now: what is pending fails with `why`. Idempotent."""
-        self.why = self.why or why
+    def abort(self, why: str, fault: Kind | None = None) -> None:
+        """End now: what is pending fails with `why`. Idempotent. `fault`: the instance's, if it is one."""
+        if not self.why:
+            self.why, self.fault = why, fault
         self.open = False  # connection_lost comes in a later turn, and nothing may be sent here until then
         self._transport.abort()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tcpgw.balancing.fair_queue import FairQueue
+from tcpgw.relay.outcomes import Kind, blames
 from tcpgw.relay.rpc.call import Batch
 from tcpgw.relay.rpc.channel import Channel
 
@@ -83,6 +84,8 @@ class Lane:
                     await loop.create_connection(lambda c=channel: c, *self.endpoint)  # type: ignore[misc]
             except OSError as exc:
                 self.service.outcomes[self.endpoint].failed += 1
+                if blames(exc):
+                    self._target.blame(Kind.CONNECT)
                 self._failed(exc)
             else:
                 self.service.outcomes[self.endpoint].connected += 1
@@ -219,6 +222,14 @@ class Lane:
 
     def finished(self, count: int, seconds: float) -> None:
         """Requests are not under way any more, one of them after so long: others may go."""
+        self._target.end(count, seconds)
+
+    def answered(self, count: int, seconds: float, errors: list[bool] | None) -> None:
+        """As `finished`, of requests that were answered; `errors` says which answers are, if that counts."""
+        if errors is None:
+            self._target.outcome.successes += count
+        else:
+            self.service.outcomes.judge(self.endpoint, errors)
         self._target.end(count, seconds)
 
     def changed(self) -> None:

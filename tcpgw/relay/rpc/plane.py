@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class RpcPlane:
 
     # Requests have endpoints here, and connections none.
     unknown: Mapping[str, object] = MappingProxyType({})
+    timeout = inf  # requests have a sweep of their own
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tcpgw.balancing.budgets import HedgeBudget, RetryBudget
 from tcpgw.errors import Code
+from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.rpc.call import Batch, Call
 from tcpgw.relay.rpc.hedging import Hedging
 from tcpgw.relay.rpc.target import Target
@@ -39,6 +40,9 @@ _SWEEP = 0.05
 _DRAIN = 30.0
 # Requests of a queue among which one is looked for that has not been at an endpoint yet.
 _LOOKED_AT = 8
+# Share of a rule's time-out that an instance must have had for a request, or it is no failure of the
+# instance's that it did not answer: clients may set deadlines that nobody can keep, and some wait in a queue.
+_FAIR = 0.5
 # What renumbering may add to a frame: the client's id may be shorter than ours.
 _GROWTH = 64
 
@@ -80,7 +84,7 @@ class RpcService:
         outcomes: Outcomes,
     ) -> None:
         self.pool = pool
-        self.outcomes = outcomes  # of connecting
+        self.outcomes = outcomes
         self.name = pool.service
         self.protocol = protocol
         self.terms = terms
@@ -425,6 +429,11 @@ class RpcService:
         text = f"the connection to {target.endpoint} broke: {channel.why}"
         if target.retired_at is not None and time.monotonic() - target.retired_at >= _DRAIN:
             self.requests_cut += len(sent) + len(unsent)
+        fault = channel.fault
+        if fault is not None and (sent or fault is not Kind.RESET):
+            # Once, however many were under way: five failures in a row are to mean that it was tried five
+            # times. By requests, one connection that breaks under load would tell as much as a dead instance.
+            target.blame(fault)
         if sent or unsent:
             target.end(len(sent) + len(unsent), self.connect_timeout)
         for entry in sent:
@@ -535,6 +544,9 @@ class RpcService:
             return
         channel.lane.give_up(channel)
         self.expired += len(over)
+        late = sum(batch.deadline - batch.came >= batch.rule.timeout * _FAIR for _, _, batch in over)
+        if late:
+            target.blame(Kind.TIMEOUT, late)
         target.end(len(over), max(batch.rule.timeout for _, _, batch in over))
         for client, token, batch in over:
             text = f"no answer from {target.endpoint} in time"

@@ -12,6 +12,7 @@ from tcpgw.relay.rpc.turn import HomeTurn
 
 if TYPE_CHECKING:
     from tcpgw.endpoints import Endpoint
+    from tcpgw.relay.outcomes import Kind
     from tcpgw.relay.rpc.channel import Channel
     from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.service import RpcService
@@ -23,6 +24,7 @@ class Target:
     def __init__(self, endpoint: Endpoint, service: RpcService) -> None:
         self.endpoint = endpoint
         self.load = service.pool.loads.of(endpoint)
+        self.outcome = service.outcomes[endpoint]
         self.retired_at: float | None = None
         self.pool = service.pool
         self._turns: dict[RpcPlane, HomeTurn] = {}
@@ -117,6 +119,11 @@ class Target:
             for lane in reversed([*self.lanes]) if self._bulk_first else self.lanes:
                 lane.changed()
 
+    def blame(self, kind: Kind, count: int = 1) -> None:
+        """Count failures of the instance; not once it has left, when nobody judges it any more."""
+        if self.retired_at is None:
+            self._service.outcomes.fail(self.endpoint, kind, count)
+
     def retire(self, now: float) -> None:
         """Out of the snapshot: no new requests, and closed when those under way have finished."""
         self.retired_at = now
@@ -135,6 +142,7 @@ class Target:
         """Given requests again: back in the snapshot before it was closed, or usable again."""
         self.retired_at = None
         self.load = self._service.pool.loads.of(self.endpoint)
+        self.outcome = self._service.outcomes[self.endpoint]
         for lane in self.lanes:
             lane.changed()
 
