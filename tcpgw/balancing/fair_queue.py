@@ -16,14 +16,15 @@ newest is taken, because it would wait longest.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from heapq import nsmallest
 from math import inf
 from typing import Generic, TypeVar
 
 O = TypeVar("O", bound=Hashable)  # noqa: E741  # an owner
 T = TypeVar("T")
 
-_PRIORITIES = 3
+PRIORITIES = 3
 
 
 class _Lane(Generic[T]):
@@ -94,14 +95,14 @@ class FairQueue(Generic[O, T]):
 
     `limit` is for all items together. One owner alone may fill it, but keeps no other out: once it is full,
     who has fewer waiting gets the place of the newest item of who has most, unless that is more urgent. An
-    item is returned exactly once, by `push`, `pop`, `drop`, `expired` or `take_all`.
+    item is returned exactly once, by `push`, `pop`, `drop`, `shed`, `expired` or `take_all`.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
         # By priority: the owners that have something waiting, in the order of their turns.
-        self._turns = [OrderedDict[O, _Lane[T]]() for _ in range(_PRIORITIES)]
+        self._turns = [OrderedDict[O, _Lane[T]]() for _ in range(PRIORITIES)]
         self._counts = _Counts[O]()
         self._soonest = inf  # nothing expires before
 
@@ -182,6 +183,32 @@ class FairQueue(Generic[O, T]):
         gone = [item for lane in lanes for _, item in lane.items]
         self._size -= len(gone)
         self._counts.take(owner, len(gone))
+        return gone
+
+    def untils(self, priority: int) -> Iterator[float]:
+        """The `until` of all that waits at a priority."""
+        return (until for lane in self._turns[priority].values() for until, _ in lane.items)
+
+    def shed(self, priority: int, count: int) -> list[T]:
+        """Take `count` items of a priority, the soonest `until` first. Takes O(waiting at that priority)."""
+        turns = self._turns[priority]
+        waiting = (
+            (until, place, owner)
+            for owner, lane in turns.items()
+            for place, (until, _) in enumerate(lane.items)
+        )
+        chosen: dict[O, set[int]] = {}
+        gone: list[T] = []
+        for _, place, owner in nsmallest(count, waiting, key=lambda one: one[:2]):
+            chosen.setdefault(owner, set()).add(place)
+            gone.append(turns[owner].items[place][1])
+        for owner, places in chosen.items():
+            lane = turns[owner]
+            lane.items = deque(item for place, item in enumerate(lane.items) if place not in places)
+            self._counts.take(owner, len(places))
+            if not lane.items:
+                del turns[owner]
+        self._size -= len(gone)
         return gone
 
     def expired(self, now: float) -> list[T]:

@@ -217,6 +217,19 @@ def test_nobody_waits_longer_than_one_round(history: list[tuple[str, int] | None
                 assert turns_since[owner][served] <= 1
 
 
+def test_shedding_takes_the_oldest_of_a_priority() -> None:
+    """Whosever they are, and of one owner in order; the others keep their turns."""
+    queue = new_queue()
+    for item, until in (("A1", 1.0), ("A2", 2.0), ("A3", 3.0), ("B1", 2.5), ("C1", 9.0)):
+        queue.push(item[0], item, 1, until)
+    queue.push("B", "B2", 2, 0.5)
+    assert queue.shed(1, 3) == ["A1", "A2", "B1"]
+    assert queue.shed(0, 3) == []
+    assert queue.shed(2, 3) == ["B2"]
+    assert len(queue) == 2
+    assert popped(queue, 3) == "A3C1-"
+
+
 class FairQueueMachine(RuleBasedStateMachine):
     """Any history against lists that are searched from end to end."""
 
@@ -269,6 +282,16 @@ class FairQueueMachine(RuleBasedStateMachine):
     def expire(self, now: int) -> None:
         over = [item for _, _, item, until in self.waiting if until <= now]
         assert sorted(self.queue.expired(now)) == [self.leave(item) for item in over]
+
+    @rule(priority=priorities, count=st.integers(0, 4))
+    def shed(self, priority: int, count: int) -> None:
+        theirs = [entry for entry in self.waiting if entry[0] == priority]
+        untils = {item: until for _, _, item, until in theirs}
+        assert sorted(self.queue.untils(priority)) == sorted(untils.values())
+        gone = self.queue.shed(priority, count)
+        assert [untils[item] for item in gone] == sorted(untils.values())[:count]
+        for item in gone:
+            self.leave(item)
 
     @precondition(lambda self: len(self.waiting) > 6)
     @rule()

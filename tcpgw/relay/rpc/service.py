@@ -19,6 +19,7 @@ from tcpgw.errors import Code
 from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.rpc.call import Batch, Call
 from tcpgw.relay.rpc.hedging import Hedging
+from tcpgw.relay.rpc.shedding import take_oldest
 from tcpgw.relay.rpc.target import Target
 from tcpgw.wire.codec import Codec, Entry, Piece
 from tcpgw.wire.mux import Failed, Mux, Unsent
@@ -329,6 +330,17 @@ class RpcService:
         for call in calls:
             if not call.done:
                 self.submit(call)
+
+    def shed(self, count: int) -> int:
+        """Answer `overloaded` to at most `count` requests that wait: see `take_oldest`. Returns how many."""
+        every = (lane for target in (*self.targets.values(), *self._retired) for lane in target.lanes)
+        lanes = [lane for lane in every if lane.queue]
+        shed = [call for call in take_oldest(lanes, count) if not call.done]
+        for call in shed:
+            self.fail(call, Code.OVERLOADED, "the gateway is overloaded")
+        for lane in lanes:
+            lane.changed()
+        return len(shed)
 
     def outgoing(self, call: Call) -> tuple[list[Piece], int]:
         """What to send of a request, and how many bytes: its deadline less the time that it spent here."""
