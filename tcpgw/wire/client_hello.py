@@ -12,6 +12,8 @@ from tcpgw.errors import ProtocolError
 # Bytes of the whole hello, its record headers with it. With post-quantum key shares browsers send about 2
 # KiB; who may fill this is one connection that has not yet said who it is.
 MAX_SIZE = 16 * 1024
+# Records that one may be in: clients write one or a few; thousands would only take time to read.
+_MOST_RECORDS = 1024
 
 _RECORD_HEADER, _MAX_RECORD = 5, 1 << 14
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
@@ -68,6 +70,9 @@ class _Message:
         while at < len(data):
             length = self._length(data, at)
             if length is None:
+                break
+            if len(self._starts) == _MOST_RECORDS:
+                self.broken = _error(at, f"a ClientHello in at most {_MOST_RECORDS} records", "more")
                 break
             at += _RECORD_HEADER
             self._starts.append((size, at))
@@ -187,7 +192,7 @@ def _server_name(content: _Block) -> str:
         match = _NAME.fullmatch(name.take(name.end - name.at, "server name"))
         if match is None:
             raw = names.message.data[start + 3 : name.end]
-            raise names.error(start + 3, "a host name", repr(raw))
+            raise names.error(start + 3, "a host name", repr(raw[:64]))
         found = match[1]
     return found.decode().lower()
 

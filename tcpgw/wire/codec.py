@@ -99,6 +99,9 @@ class Codec(Protocol):
     def error(self, token: bytes, code: Code, text: str, endpoint: str | None = None) -> bytes:
         """Make a whole frame that answers the request of `token` with an error."""
 
+    def done(self, token: bytes) -> bytes:
+        """Make a whole frame that answers the request of `token`: done, and there is nothing to say."""
+
     def take_requests(
         self,
         data: bytes,

@@ -91,6 +91,11 @@ class MsgpackRpc:
         frame: bytes = b"\x94\x01" + token + msgpack.packb(told) + b"\xc0"
         return _U32(len(frame)) + frame if self.framed else frame
 
+    def done(self, token: bytes) -> bytes:
+        """`[1, id, nil, nil]`."""
+        frame = b"\x94\x01" + token + b"\xc0\xc0"
+        return _U32(len(frame)) + frame if self.framed else frame
+
     # ---- runs of ordinary messages, in frames ----
 
     def take_requests(

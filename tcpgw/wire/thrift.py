@@ -99,6 +99,11 @@ class Thrift:
             frame = b"\x82\x61" + token[2:] + fields
         return _pack(len(frame)) + frame
 
+    def done(self, token: bytes) -> bytes:
+        """Make the reply of a method that returns void."""
+        frame = _pack(_REPLY) + token[4:] + b"\0" if token[0] == _BINARY else b"\x82\x41" + token[2:] + b"\0"
+        return _pack(len(frame)) + frame
+
     # ---- runs of ordinary messages, in binary; compact ones go one by one ----
 
     def take_requests(

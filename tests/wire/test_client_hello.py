@@ -128,7 +128,9 @@ def test_size() -> None:
     assert parse(records(message(extension(99, bytes(room - 4))))) == NOTHING
     with pytest.raises(ProtocolError, match="byte 6: expected 0 to 16375 bytes of ClientHello, got 16376"):
         parse(records(message(extension(99, bytes(room - 3))), 9)[:20])
-    split = records(message(extension(99, bytes(3000))), *range(1, 3000))
+    with pytest.raises(ProtocolError, match="a ClientHello in at most 1024 records, got more"):
+        parse(records(message(extension(99, bytes(3000))), *range(1, 3000)))
+    split = records(message(extension(99, bytes(15000))), *range(20, 15000, 20))
     assert parse(split[: MAX_SIZE - 1]) is None
     with pytest.raises(
         ProtocolError, match="byte 16384: expected a ClientHello of at most 16384 bytes, got more"
