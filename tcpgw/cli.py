@@ -16,8 +16,10 @@ from rich.console import Console
 
 from tcpgw import __version__, terminal
 from tcpgw.api_key import key
+from tcpgw.app import access
 from tcpgw.app import main as main_
 from tcpgw.app.balancing import make_hash, make_policy
+from tcpgw.app.material import read_files
 from tcpgw.app.sources import describe, make_sources
 from tcpgw.balancing import hashing
 from tcpgw.balancing.loads import Loads
@@ -33,6 +35,7 @@ from tcpgw.observe import logs
 from tcpgw.operate import reload, status, upgrade
 from tcpgw.process.inherited import InheritedError
 from tcpgw.process.limits import cpus, needed_files
+from tcpgw.relay.session import Someone
 
 log = structlog.get_logger()
 # markup=False: "[fd00::1]:80" is an endpoint, not a style.
@@ -94,6 +97,10 @@ def run(config: ConfigFile) -> None:
 def check(config: ConfigFile) -> None:
     """Validate a configuration and print what would run."""
     loaded = _load(config)
+    try:
+        access.check(loaded, read_files(loaded))
+    except ConfigError as exc:
+        raise _refused(config, exc) from None
     services = terminal.table("service", "discovery", "balance", "connect", title="services")
     for service in loaded.service:
         services.add_row(
@@ -110,9 +117,15 @@ def check(config: ConfigFile) -> None:
             for route in listener.route
         )
         listeners.add_row(
-            listener.name, str(listener.bind), _plane(listener), shares, str(listener.max_connections)
+            listener.name,
+            str(listener.bind),
+            _plane(listener),
+            shares,
+            str(listener.max_connections),
         )
     out.print(services, listeners)
+    for listener in loaded.listener:
+        out.print(f"{listener.name}: {_asked(listener)}", soft_wrap=True)
     gateway = loaded.gateway
     workers = gateway.workers or cpus()
     out.print(
@@ -127,6 +140,24 @@ def check(config: ConfigFile) -> None:
 
 def _plane(listener: schema.Listener) -> str:
     return f"rpc, {listener.codec}" if listener.mode == "rpc" else "stream"
+
+
+def _asked(listener: schema.Listener) -> str:
+    """Who is let in."""
+    rules, tls = listener.access, listener.tls
+    mutual = isinstance(tls, schema.ServerTls) and tls.client_ca is not None
+    kinds = {
+        "a certificate": mutual,
+        "an API key": rules.api_keys is not None,
+        "a JWT": rules.jwt is not None,
+    }
+    asked = {
+        "an allowed network": rules.allow or rules.deny,
+        "TLS": tls is not None,
+        " or ".join(kind for kind, is_taken in kinds.items() if is_taken): any(kinds.values()),
+    }
+    words = ", ".join(word for word, is_asked in asked.items() if is_asked)
+    return f"clients need {words}" if words else "open to everybody who reaches it"
 
 
 def _balance(balance: schema.Balance) -> str:
@@ -199,7 +230,8 @@ def explain(
     key: Annotated[
         str,
         typer.Argument(
-            help="As balance.key says: 10.0.0.7, 10.0.0.7:40000, a listener, method or field value."
+            help="As balance.key says: 10.0.0.7, 10.0.0.7:40000, or a listener, subject, hash key, method or "
+            "field value."
         ),
     ],
     service: Annotated[str, typer.Option("--service", metavar="NAME", help="The service.")],
@@ -238,7 +270,7 @@ def _position(key: str, text: str) -> int:
             client = (host, port)
         case _:  # a listener's name, a method's, or a field's value
             return hashing.other(text.encode(), hashing.SEED)
-    return make_hash(key, "", hashing.SEED)(client)
+    return make_hash(key, "", hashing.SEED)(Someone(client))
 
 
 @app.command("schema")
@@ -274,9 +306,13 @@ def _load(path: Path) -> schema.Config:
     try:
         return configuration.load(path)
     except ConfigError as exc:
-        for fault in map(str, exc.faults):
-            _say(fault if str(path) in fault else f"{path}: {fault}")
-        raise typer.Exit(2) from None
+        raise _refused(path, exc) from None
+
+
+def _refused(path: Path, exc: ConfigError) -> typer.Exit:
+    for fault in map(str, exc.faults):
+        _say(fault if str(path) in fault else f"{path}: {fault}")
+    return typer.Exit(2)
 
 
 def _service(config: schema.Config, name: str) -> schema.Service:

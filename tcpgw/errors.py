@@ -92,6 +92,17 @@ class CredentialError(DiscoveryError):
     blame = "operator"
 
 
+class TlsError(TcpgwError):
+    """A certificate, key or list cannot be used. `where` is its place in the settings, `why` the rest."""
+
+    blame = "operator"
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.where = where
+        self.why = why
+
+
 class ProtocolError(TcpgwError):
     """A client sent bytes that its protocol does not allow. Its connection is closed, nobody else's."""
 

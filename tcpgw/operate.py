@@ -99,12 +99,15 @@ def _show(found: Mapping[str, Any]) -> None:
     for name, one in found["listeners"].items():
         listeners.add_row(name, one["address"] or "removed", str(one.get("active", 0)), str(one["accepted"]))
     services = terminal.table(
-        "service", "endpoint", "weight", "in flight", "connected", "failed", whole=_WHOLE
+        "service", "endpoint", "weight", "state", "in flight", "connected", "failures", whole=_WHOLE
     )
     for name, service in found["services"].items():
         for endpoint, one in service["endpoints"].items():
-            figures = (one.get(key, 0) for key in ("weight", "inflight", "connected", "failed"))
-            services.add_row(name, endpoint, *map(str, figures))
+            figures = (str(one.get(key, 0)) for key in ("inflight", "connected"))
+            failures = ", ".join(f"{kind} {count}" for kind, count in one.get("failures", {}).items())
+            services.add_row(
+                name, endpoint, str(one["weight"]), one.get("state", ""), *figures, failures or "0"
+            )
     out.print(workers, listeners, services)
     for name, one in found["listeners"].items():
         if one["ended"]:
@@ -112,6 +115,11 @@ def _show(found: Mapping[str, Any]) -> None:
             out.print(
                 f"{name}: {one['bytes_in']} bytes in, {one['bytes_out']} out; ended: {ended}", soft_wrap=True
             )
+    for name, service in found["services"].items():
+        if service.get("health", {}).get("panic"):
+            out.print(f"{name}: too few endpoints are usable, so all are used (panic)", soft_wrap=True)
+    if found["overload"]["active"]:
+        out.print("overloaded: new connections are closed; see the log", soft_wrap=True)
     if found["worker_deaths"]:
         out.print(f"workers that died: {found['worker_deaths']}")
 

@@ -6,6 +6,7 @@ patterns again, so however often a grant is narrowed it stays three plain sets.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 # As long as a DNS name can be (RFC 1035), and short enough for a log line and a metric label.
 MAX_SUBJECT = 255
@@ -56,15 +57,31 @@ class Permissions:
     methods: Names | None = None
 
 
+class Kind(StrEnum):
+    """Of credentials."""
+
+    API_KEY = "api_key"
+    JWT = "jwt"
+    CERTIFICATE = "certificate"
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Who a client is and what it may use; None: all. `expires` is a Unix time, None: never."""
+    """Who a client is and what it may use; None: all. `expires` is a Unix time, None: never.
+
+    `basis` is what its credential says itself, where that was narrowed; `kind` which one it was, and of an
+    API key `key_id` its id and `digest` its hash.
+    """
 
     subject: str
     listeners: Names | None = None
     services: Names | None = None
     methods: Names | None = None
     expires: float | None = None
+    kind: Kind = field(default=Kind.API_KEY, compare=False)
+    key_id: str = field(default="", compare=False)
+    digest: bytes = field(default=b"", compare=False, repr=False)
+    basis: "Grant | None" = field(default=None, compare=False, repr=False)
 
     def expired(self, now: float) -> bool:
         """Whether it has ended at the Unix time `now`."""

@@ -63,6 +63,11 @@ class JwksUrl:
         """The set in force, None before the first."""
         return self._keys
 
+    @property
+    def text(self) -> bytes:
+        """The set in force as it came, b"" before the first: for those who may not ask themselves."""
+        return self._body
+
     async def fetch(self) -> KeySet:
         """Ask now, and give what is in force then. Raises KeySetError where the answer is not to be had."""
         if self._asking is None or self._asking.done():

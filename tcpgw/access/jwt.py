@@ -23,7 +23,7 @@ import orjson
 from jwt import PyJWK, PyJWTError
 
 from tcpgw.access.denial import Denied, Reason, UnknownKey, shown
-from tcpgw.access.grant import MAX_SUBJECT, Grant, Names, is_subject
+from tcpgw.access.grant import MAX_SUBJECT, Grant, Kind, Names, is_subject
 from tcpgw.errors import TcpgwError
 
 Algorithm = Literal["HS256", "RS256", "ES256"]
@@ -218,7 +218,15 @@ class Verifier:
         subject = claims.get(terms.subject)
         if not isinstance(subject, str) or not is_subject(subject):
             raise _claim(terms.subject, f"must be 1 to {MAX_SUBJECT} printable characters: it is the subject")
-        return Grant(subject, **self._permissions(claims), expires=expires + terms.leeway)
+        sets = self._permissions(claims)
+        return Grant(
+            subject,
+            sets.get("listeners"),
+            sets.get("services"),
+            sets.get("methods"),
+            expires + terms.leeway,
+            Kind.JWT,
+        )
 
     def _permissions(self, claims: dict[str, Any]) -> dict[str, Names]:
         """Read the three sets. What is not understood is denied: passing it over could allow too much."""

@@ -88,6 +88,11 @@ class Keys:
         same = compare_digest(hashlib.sha256(key).digest(), stored.digest if stored else _NOBODY)
         return stored.grant if stored and same else None
 
+    def of(self, key_id: str) -> Grant | None:
+        """Give what the key of that id grants; None where there is none."""
+        stored = self._by_id.get(key_id.encode())
+        return stored.grant if stored else None
+
     def verify(self, token: str | bytes, now: float) -> Grant | None:
         """Give what a key grants at the Unix time `now`, or None."""
         grant = self.find(token)
@@ -179,10 +184,11 @@ def _stored(line: str) -> StoredKey | None:
     digest = _HASH.fullmatch(hashed)
     if digest is None:
         raise ValueError("the third field must be sha256: and the 64 hexadecimal digits of the key's hash")
-    return StoredKey(identity, bytes.fromhex(digest[1]), _grant(subject, options))
+    hashed_key = bytes.fromhex(digest[1])
+    return StoredKey(identity, hashed_key, _grant(identity, subject, options, hashed_key))
 
 
-def _grant(subject: str, options: Iterable[str]) -> Grant:
+def _grant(identity: str, subject: str, options: Iterable[str], digest: bytes) -> Grant:
     sets: dict[str, Names] = {}
     expires: float | None = None
     seen: set[str] = set()
@@ -200,7 +206,8 @@ def _grant(subject: str, options: Iterable[str]) -> Grant:
                 sets[name] = _names(value)
         except ValueError as error:
             raise ValueError(f"{name}= {error}") from None
-    return Grant(subject, **sets, expires=expires)
+    sets_ = sets.get("listeners"), sets.get("services"), sets.get("methods")
+    return Grant(subject, *sets_, expires=expires, key_id=identity, digest=digest)
 
 
 def _names(value: str) -> Names:

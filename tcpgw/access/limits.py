@@ -9,7 +9,7 @@ The time is that of any one monotonic clock, in seconds. Where it stands still o
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -166,20 +166,22 @@ class Limiter:
     At most `most` names are remembered, or as many as have connections: beyond that, of those without one the
     longest idle is forgotten first, and has full buckets when it comes again.
 
-    `elsewhere` is how many connections names have in other processes, as last heard: replace it at any time.
-    `changes` grows whenever `heavy` has another answer to the same question.
+    Connections in other processes count too, as last heard: `hear`. What those are to know of this one is
+    `news`: of who has a `share` of the limit here (see `divide`), and of who has connections there. `heard`
+    is called when there are the first news since they were taken.
     """
 
     def __init__(self, quota: Quota, most: int) -> None:
-        self.elsewhere: Mapping[str, int] = {}
-        self.changes = 0
+        self.heard: Callable[[], None] = _nothing
+        self._elsewhere: dict[str, int] = {}
         self._most = most
         self._rates = Rate(), Rate(), Rate()
         self._busy: dict[str, _Account] = {}  # those with connections
         # Those without, who was heard of last at the end. (The first of a plain dict is not found in O(1).)
         self._idle: OrderedDict[str, _Account] = OrderedDict()
-        self._share: float = inf
-        self._heavy: dict[str, int] = {}
+        self._share = inf
+        self._told: dict[str, int] = {}  # what others know, once they have the news
+        self._news: dict[str, int] = {}
         self.change(quota)
 
     @property
@@ -200,7 +202,7 @@ class Limiter:
     def admit(self, name: str, now: float) -> Usage | Limit:
         """Count a new connection of `name`, or say which limit is reached: then nothing is counted."""
         account = self._busy.get(name) or self._idle.get(name) or _Account(name, self._rates)
-        if account.connections + self.elsewhere.get(name, 0) >= self._connections:
+        if account.connections + self._elsewhere.get(name, 0) >= self._connections:
             return Limit.CONNECTIONS
         if account.new is not None and not account.new.spend(now):
             if name in self._idle:  # who goes on trying is not idle: its empty bucket is not to be forgotten
@@ -210,7 +212,7 @@ class Limiter:
             self._idle.pop(name, None)
             self._busy[name] = account
         account.connections += 1
-        self._weigh(account)
+        self._weigh(name)
         self._forget(now)
         return Usage(self, account)
 
@@ -218,30 +220,61 @@ class Limiter:
         """Give back one connection of `name`, which must have one. `Usage.leave` does that once."""
         account = self._busy[name]
         account.connections -= 1
-        self._weigh(account)
         if not account.connections:
             del self._busy[name]
             if not account.worthless(now):
                 self._idle[name] = account
+        self._weigh(name)
         self._forget(now)
 
-    def heavy(self, share: int) -> dict[str, int]:
-        """Return the names with at least `share` (1 or more) connections of their own, and how many.
+    # ---- with other processes ----
 
-        Kept from the first time on that it is asked for; another `share` costs a look at all names.
+    def divide(self, share: float) -> None:
+        """Let others know of names with at least `share` (1 or more) connections here; inf: of no more.
+
+        Of several processes that share a limit evenly, one has its share of it before it is reached; and then
+        all tell what they have of that name. So none is admitted beyond the limit that all know of.
         """
-        if share != self._share:
-            self._share = share
-            connections = {name: account.connections for name, account in self._busy.items()}
-            self._heavy = {name: count for name, count in connections.items() if count >= share}
-        return self._heavy.copy()
+        self._share = share
+        self._weigh(*self._told.keys(), *self._busy, anew=True)
 
-    def _weigh(self, account: _Account) -> None:
-        if account.connections >= self._share:
-            self._heavy[account.name] = account.connections
-        elif self._heavy.pop(account.name, None) is None:
-            return
-        self.changes += 1
+    def news(self) -> dict[str, int]:
+        """Return the names of which others know a wrong number, and the right ones; 0: not to be counted."""
+        news, self._news = self._news, {}
+        return news
+
+    def all_told(self) -> dict[str, int]:
+        """As `news`, for those who know nothing."""
+        self._news = {}
+        return self._told.copy()
+
+    def hear(self, elsewhere: Mapping[str, int]) -> None:
+        """Count with so many connections of these names in all other processes, in place of what was told."""
+        for name, connections in elsewhere.items():
+            if connections:
+                self._elsewhere[name] = connections
+            else:
+                self._elsewhere.pop(name, None)
+        self._weigh(*elsewhere)
+
+    def _weigh(self, *names: str, anew: bool = False) -> None:
+        for name in names:
+            account = self._busy.get(name)
+            connections = account.connections if account is not None else 0
+            # Who was told of is until it has no connection here: two processes that each tell because the
+            # other does, and cease because the other does, could go on with that for ever.
+            kept = name in self._told and not anew
+            told = connections if kept or connections >= self._share or name in self._elsewhere else 0
+            if told == self._told.get(name, 0):
+                continue
+            if told:
+                self._told[name] = told
+            else:
+                del self._told[name]
+            first = not self._news
+            self._news[name] = told
+            if first:
+                self.heard()
 
     def _forget(self, now: float) -> None:
         # A connection that comes or ends makes one name too many at most. With two at a time they get fewer
@@ -252,6 +285,10 @@ class Limiter:
             if account is None or not (self.remembered > self._most or account.worthless(now)):
                 return
             del self._idle[account.name]
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def source_of(host: str, ipv6_prefix: int = 64) -> str:

@@ -13,17 +13,12 @@ new keys for them.
 """
 
 import os
-import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NoReturn
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
-from tcpgw.errors import TcpgwError
+from tcpgw.errors import TlsError
 
 MinVersion = Literal["1.2", "1.3"]
 
@@ -31,17 +26,6 @@ MinVersion = Literal["1.2", "1.3"]
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # X509_V_ERR_…, openssl/x509_vfy.h.
 _NO_CRL, _CRL_EXPIRED = 3, 12
-
-
-class TlsError(TcpgwError):
-    """A certificate, key or list cannot be used. `where` is its place in the settings, `why` the rest."""
-
-    blame = "operator"
-
-    def __init__(self, where: str, why: str) -> None:
-        super().__init__(f"{where}: {why}")
-        self.where = where
-        self.why = why
 
 
 class ServerTls:
@@ -87,14 +71,16 @@ def server_context(
     certificate of one of these, or may have one where it is not `client_required`. A client that offers none
     of `alpn` gets no protocol. Expired certificates are taken. Raises TlsError.
     """
-    crl_expires_at = None if client_crl is None else _crl_expires_at(client_crl)
+    from tcpgw.access import certificates as read  # noqa: PLC0415 - see there what it takes
+
+    crl_expires_at = None if client_crl is None else read.crl_end(client_crl)
     contexts: dict[str, ssl.SSLContext] = {}
     made: list[ssl.SSLContext] = []
     expires = []
     for index, (chain, key) in enumerate(certificates):
         where = f"certificates[{index}]"
-        leaf, *_ = parsed = _certificates(chain, f"{where}.chain")
-        expires.append(min(map(_end, parsed)))
+        leaf, *_ = parsed = read.load(chain, f"{where}.chain")
+        expires.append(min(map(read.end, parsed)))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _set_up(context, alpn, min_version)
         _load_chain(context, chain, key, where)
@@ -105,7 +91,7 @@ def server_context(
             context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
             _load_trust(context, client_crl, "client_crl")
         made.append(context)
-        for name in _host_names(leaf):
+        for name in read.host_names(leaf):
             contexts.setdefault(name, context)
     return ServerTls(contexts, made[0], min(expires), crl_expires_at)
 
@@ -156,53 +142,6 @@ def names(peercert: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def expires_at(pem: bytes) -> float:
-    """When the first of these certificates expires, as Unix time. Raises TlsError."""
-    return min(map(_end, _certificates(pem, "certificate")))
-
-
-# ---- reading ----
-
-
-def _certificates(pem: bytes, where: str) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError as exc:
-        raise TlsError(where, f"no certificates in PEM form ({_detail(exc)})") from exc
-
-
-def _end(certificate: x509.Certificate) -> float:
-    return certificate.not_valid_after_utc.timestamp()
-
-
-def _crl_expires_at(pem: bytes) -> float | None:
-    """When the first of these lists is out of date. Raises TlsError."""
-    lists = re.findall(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", pem, re.DOTALL)
-    if not lists:
-        raise TlsError("client_crl", "no CRL in PEM form")
-    try:
-        ends = [x509.load_pem_x509_crl(one).next_update_utc for one in lists]
-    except ValueError as exc:
-        raise TlsError("client_crl", f"a CRL that cannot be read ({_detail(exc)})") from exc
-    return min(map(datetime.timestamp, filter(None, ends)), default=None)
-
-
-def _host_names(certificate: x509.Certificate) -> list[str]:
-    """DNS names, in lower case; the subject's CN where there are none, as old certificates have it."""
-    found: list[str] = []
-    with suppress(x509.ExtensionNotFound, ValueError):
-        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        found = alternative.value.get_values_for_type(x509.DNSName)
-    if not found:
-        found = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    return [name.lower() for name in found]
-
-
-def _detail(exc: ValueError) -> str:
-    """What `cryptography` says, without its advice for developers."""
-    return str(exc).rpartition("for more details. ")[2]
-
-
 # ---- loading ----
 
 
@@ -215,7 +154,9 @@ def _set_up(context: ssl.SSLContext, alpn: Sequence[str], min_version: MinVersio
 
 
 def _load_authorities(context: ssl.SSLContext, pem: bytes, where: str) -> None:
-    _certificates(pem, where)
+    from tcpgw.access import certificates as read  # noqa: PLC0415 - see there what it takes
+
+    read.load(pem, where)
     # An authority may be trusted without the root that vouches for it.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     _load_trust(context, pem, where)

@@ -15,10 +15,11 @@ from tcpgw.balancing.ring import Ring
 from tcpgw.balancing.round_robin import RoundRobin
 from tcpgw.balancing.sampling import Random
 from tcpgw.config import schema
+from tcpgw.config.service import OF_CONNECTION
 from tcpgw.config.values import parse_path
 from tcpgw.endpoints import Endpoint
 from tcpgw.relay.rpc.routing import Key
-from tcpgw.relay.session import Address
+from tcpgw.relay.session import Client
 from tcpgw.relay.upstream import Hash
 from tcpgw.wire.field import Field
 
@@ -53,13 +54,18 @@ def make_hash(key: str, listener: str, seed: int) -> Hash:
         fixed = hashing.other(listener.encode(), seed)
         return lambda _: fixed
 
-    def of_source(client: Address | None) -> int:
-        if client is None:  # of a Unix socket: no address to keep, so it is spread
+    def of_source(client: Client) -> int:
+        if key == "hash_key" and client.hash_key:
+            return hashing.other(client.hash_key, seed)
+        if key == "subject" and client.grant is not None:
+            return hashing.other(client.grant.subject.encode(), seed)
+        address = client.address
+        if address is None:  # of a Unix socket: no address to keep, so it is spread
             return random.getrandbits(32)
         return (
-            hashing.source_ip(client[0], seed)
-            if key == "source_ip"
-            else hashing.source_ip_port(*client, seed)
+            hashing.source_ip_port(*address, seed)
+            if key == "source_ip_port"
+            else hashing.source_ip(address[0], seed)
         )
 
     return of_source
@@ -73,6 +79,6 @@ def make_key(key: str, listener: str, seed: int) -> Key:
 
     if key == "method":
         return Key(make_hash("source_ip", listener, seed), of_bytes, by_method=True)
-    if key in {"source_ip", "source_ip_port", "listener"}:
+    if key in OF_CONNECTION:
         return Key(make_hash(key, listener, seed), of_bytes)
     return Key(make_hash("source_ip", listener, seed), of_bytes, field=Field(parse_path(key)))

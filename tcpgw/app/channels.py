@@ -9,6 +9,7 @@ from tcpgw.app.planes import client_codec, reached
 from tcpgw.config import schema
 from tcpgw.observe.totals import Figures, summed
 from tcpgw.pool import Pool
+from tcpgw.relay.dial import InstanceTls
 from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.service import Protocol, RpcService, Terms
@@ -38,16 +39,30 @@ class Channels:
         self._leaving: dict[RpcService, asyncio.Task[None]] = {}
         self._past: dict[str, Figures] = {}  # of services that are closed, by name
 
-    def wanted(self, config: schema.Config, pools: Mapping[str, Pool]) -> dict[Key, RpcService]:
+    def wanted(
+        self, config: schema.Config, pools: Mapping[str, Pool], tls: Mapping[str, InstanceTls]
+    ) -> dict[Key, RpcService]:
         """What a configuration's listeners need: those in use that suit it, and new ones, not running."""
         services = {service.name: service for service in config.service}
         listeners = [listener for listener in config.listener if listener.by_request]
         longest = max((listener.max_frame for listener in listeners), default=0)
         keys = {(name, listener.codec.name) for listener in listeners for name in reached(listener)}
-        return {key: self._suiting(key, services[key[0]], pools[key[0]], longest) for key in sorted(keys)}
+        return {
+            key: self._suiting(key, services[key[0]], pools[key[0]], tls.get(key[0]), longest)
+            for key in sorted(keys)
+        }
 
-    def _suiting(self, key: Key, service: schema.Service, pool: Pool, longest: int) -> RpcService:
-        terms = Terms(service.rpc, service.connect, service.balance.policy == "peak_ewma")
+    def _suiting(
+        self, key: Key, service: schema.Service, pool: Pool, tls: InstanceTls | None, longest: int
+    ) -> RpcService:
+        connect = service.connect
+        terms = Terms(
+            service.rpc,
+            connect_timeout=connect.timeout,
+            tries=connect.candidates,
+            observes=service.balance.policy == "peak_ewma",
+            tls=tls,
+        )
         used = self.by_key.get(key)
         # A shorter frame is no reason: a listener judges those of its clients itself.
         if used and used.pool is pool and used.terms == terms and used.protocol.max_frame >= longest:

@@ -1,31 +1,30 @@
-"""What follows the snapshots of services for the sake of connections, and counts how connecting went."""
+"""What services' connections have in common, whichever configuration made their planes: places and limits."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from tcpgw.app.background import Background
 from tcpgw.config import schema
-from tcpgw.observe.totals import Figures
 from tcpgw.pool import Pool
+from tcpgw.relay.circuit import Circuit
 from tcpgw.relay.listener import Listener
-from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.placement import Placement
 
 
 class Places:
-    """Owns a Placement for each service, and the task that runs it. Used in one running event loop."""
+    """Owns a Placement and a Circuit for each service, and their tasks. Used in one running event loop."""
 
     def __init__(self, background: Background, listeners: Callable[[], Iterable[Listener]]) -> None:
         self._background = background
         self._listeners = listeners
-        self._outcomes: dict[Pool, Outcomes] = {}
+        self._circuits: dict[Pool, Circuit] = {}
         self._placements: dict[Pool, tuple[Placement, asyncio.Task[None]]] = {}
 
-    def outcomes(self, pool: Pool) -> Outcomes:
-        """What all upstreams of a service count in, whichever configuration made them."""
-        if pool not in self._outcomes:
-            self._outcomes[pool] = Outcomes(pool)
-        return self._outcomes[pool]
+    def circuit(self, pool: Pool) -> Circuit:
+        """The limits of a service's connections."""
+        if pool not in self._circuits:
+            self._circuits[pool] = Circuit(pool)
+        return self._circuits[pool]
 
     def follow(self, config: schema.Config, pools: Mapping[str, Pool]) -> None:
         """Follow these services, and no others any more."""
@@ -36,10 +35,16 @@ class Places:
                 task = self._background.start(placement.run(), f"places of {service.name}")
                 self._placements[pool] = placement, task
             self._placements[pool][0].rebalance = service.balance.rebalance
+            self.circuit(pool).change(
+                retry_budget=service.connect.retry_budget,
+                max_connections=service.connect.max_connections,
+                queue=service.connect.queue,
+                queue_timeout=service.connect.queue_timeout,
+            )
         for pool in self._placements.keys() - set(pools.values()):
             _, task = self._placements.pop(pool)
             task.cancel()
-            self._outcomes.pop(pool, None)
+            self._circuits.pop(pool, None)
 
     def placement(self, pool: Pool) -> Placement:
         """Whatever follows that service. Raises KeyError where nothing does."""
@@ -49,10 +54,3 @@ class Places:
         """Idempotent."""
         for _, task in self._placements.values():
             await self._background.stop(task)
-
-    def status(self, pool: Pool) -> Figures:
-        """By endpoint."""
-        return {
-            str(endpoint): {"connected": outcome.connected, "failed": outcome.failed}
-            for endpoint, outcome in self.outcomes(pool).items()
-        }

@@ -1,24 +1,31 @@
 """What a listener's settings mean: the plane that moves its bytes, its route, its rules."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
+from math import inf
+from types import MappingProxyType
 from typing import Any
 
+from tcpgw.access.grant import allowed
 from tcpgw.app.balancing import make_hash, make_key
+from tcpgw.app.routes import Routes, Way, Weights
 from tcpgw.balancing import hashing
 from tcpgw.balancing.split import Split
 from tcpgw.config import schema
 from tcpgw.config.codec import Frame
 from tcpgw.pool import Pool
+from tcpgw.relay.circuit import Circuit
+from tcpgw.relay.dial import InstanceTls
 from tcpgw.relay.framed import FramedPlane
 from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.plane import RpcPlane
-from tcpgw.relay.rpc.routing import Routing, Rule, Rules
+from tcpgw.relay.rpc.routing import PermittedRules, Routing, Rule, Rules
 from tcpgw.relay.rpc.service import RpcService
-from tcpgw.relay.session import Plane
+from tcpgw.relay.session import Client, Plane
 from tcpgw.relay.stream_plane import Choose, StreamPlane
 from tcpgw.relay.upstream import Upstream
+from tcpgw.wire.auth_frame import AuthFrame
 from tcpgw.wire.codec import Codec
 from tcpgw.wire.field import Field
 from tcpgw.wire.frames import PRESETS, FrameSplitter, LengthField, Splitter
@@ -31,8 +38,7 @@ _PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 def reached(listener: schema.Listener) -> set[str]:
     """The services that a listener's clients can come to."""
-    ruled = {rule.service for rule in listener.methods.values() if rule != "deny" and rule.service}
-    return ruled | {route.service for route in listener.route if route.weight}
+    return Routes(listener).reached
 
 
 def client_codec(codec: str) -> Codec:
@@ -43,8 +49,9 @@ def client_codec(codec: str) -> Codec:
 class Planes:
     """Makes planes for one configuration, and changes those that stay to it.
 
-    `rpc` has the RpcService of each service and codec that its listeners need; `outcomes` is where connecting
-    to a service's endpoints is counted.
+    `rpc` has the RpcService of each service and codec that its listeners need, `tls` what connections to a
+    service's instances are wrapped in, `outcomes` is where it is counted what comes of them, and `circuit`
+    what limits them.
     """
 
     def __init__(
@@ -53,9 +60,15 @@ class Planes:
         pools: Mapping[str, Pool],
         rpc: Mapping[tuple[str, str], RpcService],
         memory: Memory,
+        tls: Mapping[str, InstanceTls],
         outcomes: Callable[[Pool], Outcomes],
+        circuit: Callable[[Pool], Circuit],
     ) -> None:
         self._outcomes = outcomes
+        self._circuit = circuit
+        self._tls = tls
+        # Of 65,536 entries each; by weights and not by who goes there, of whom there may be thousands.
+        self._splits: dict[tuple[tuple[str, int], ...], Split] = {}
         self._services = {service.name: service for service in config.service}
         self._pools = pools
         self._rpc = rpc
@@ -64,10 +77,14 @@ class Planes:
     def make(self, listener: schema.Listener) -> Plane:
         if listener.by_request:
             return self._make_rpc(listener)
+        routes = Routes(listener)
+        choose = self._choose(listener, routes)
+        times = [_first_byte_timeout(self._services[name]) or inf for name in routes.services]
         if listener.mode == "tcp":
-            return StreamPlane(listener, self._choose(listener))
+            return StreamPlane(listener, choose, min(times), judge=routes.judge)
         in_order = listener.codec.name == "fifo"
-        return FramedPlane(listener, self._choose(listener), _make_splitter(listener), in_order=in_order)
+        splitter = _make_splitter(listener)
+        return FramedPlane(listener, choose, splitter, min(times), judge=routes.judge, in_order=in_order)
 
     def changed(self, listener: schema.Listener, plane: Plane) -> Plane:
         """What takes the place of a plane of the same mode and codec.
@@ -85,9 +102,8 @@ class Planes:
 
     # ---- by connection ----
 
-    def _choose(self, listener: schema.Listener) -> Choose:
+    def _choose(self, listener: schema.Listener, routes: Routes) -> Choose:
         services = self._services
-        weights = _weights(listener)
         upstreams = {
             name: Upstream(
                 self._pools[name],
@@ -96,26 +112,51 @@ class Planes:
                 tries=services[name].connect.candidates,
                 send_proxy=services[name].send_proxy,
                 outcomes=self._outcomes(self._pools[name]),
+                circuit=self._circuit(self._pools[name]),
+                tls=self._tls.get(name),
+                first_byte_timeout=_first_byte_timeout(services[name]),
             )
-            for name in weights
+            for name in routes.services
         }
-        first = next(iter(upstreams))
-        if len(upstreams) == 1:
-            return lambda _: upstreams[first]
-        split = Split(weights)
-        hash_ = make_hash(services[first].balance.key, listener.name, hashing.SPLIT_SEED)
-        return lambda client: upstreams[split.choose(hash_(client))]
+
+        def choose_of(weights: Weights) -> Choose:
+            first = next(iter(weights))
+            if len(weights) == 1:
+                return lambda _: upstreams[first]
+            split = Split(weights)
+            hash_ = make_hash(services[first].balance.key, listener.name, hashing.SPLIT_SEED)
+            return lambda client: upstreams[split.choose(hash_(client))]
+
+        most = choose_of(routes.weights())
+        # By what they lead to, and not by who goes there: as many as the configuration has.
+        others: dict[tuple[tuple[str, int], ...], Choose] = {}
+
+        def choose(client: Client) -> Upstream:
+            way = routes.way(client)
+            if way is None:
+                return most(client)
+            weights = routes.weights(way)
+            key = tuple(weights.items())
+            if key not in others:
+                others[key] = choose_of(weights)
+            return others[key](client)
+
+        return choose if routes.differ else most
 
     # ---- by request ----
 
     def _make_rpc(self, listener: schema.Listener) -> RpcPlane:
         codec = listener.codec.name
+        rules = self._make_rules(listener, {})
+        client, bare = client_codec(codec), MsgpackRpc(framed=False) if codec != "thrift-framed" else None
         return RpcPlane(
             listener,
-            self._make_routing(listener, self._make_rules(listener, {})),
+            self._make_routing(listener, rules),
             self._memory,
-            client_codec(codec),
-            MsgpackRpc(framed=False) if codec != "thrift-framed" else None,
+            client,
+            bare,
+            greeting=AuthFrame(client, bare, first=1 if codec == "thrift-framed" else 0),
+            variants=self._variants(listener, rules),
             rewrites=codec == "msgpack-rpc-stream",
             bulk=self._bulk(listener),
         )
@@ -123,17 +164,36 @@ class Planes:
     def _change_rpc(self, listener: schema.Listener, plane: RpcPlane) -> None:
         plane.settle()
         old = plane.routing
+        reached = [one.routing.services for one in plane.all]
         rules = self._make_rules(listener, {rule.name: rule for rule in old.rules.all})
         routing = self._make_routing(listener, rules)
-        plane.change(listener, routing, bulk=self._bulk(listener))
+        variants = self._variants(listener, rules)
+        plane.change(listener, routing, variants=variants, bulk=self._bulk(listener))
         gone = set(old.rules.all) - set(rules.all)
-        for service in old.services:
+        left = {service for one in plane.all for service in one.routing.services}
+        for service in {service for services in reached for service in services}:
             service.dismiss(gone)
-            if service not in routing.services:
+            if service not in left:
                 _part(service, old.rules, plane)
 
-    def _make_routing(self, listener: schema.Listener, rules: Rules) -> Routing:
-        weights = _weights(listener)
+    def _variants(self, listener: schema.Listener, rules: Rules) -> "_Variants | None":
+        routes = Routes(listener)
+        return _Variants(self, listener, routes, rules) if routes.differ else None
+
+    def routing_of(self, listener: schema.Listener, routes: Routes, rules: Rules, way: Way) -> Routing:
+        """The routing of those of an rpc listener's clients who go a way of their own."""
+        weights = routes.weights(way)
+        names = {name for name in routes.reached if allowed(way.services, name)}
+        services = {self._rpc_service(name, listener) for name in names}
+        permits = way.methods.match if way.methods is not None else None
+        permitted = PermittedRules(rules, permits, services, routed=bool(weights))
+        return self._make_routing(listener, permitted, weights)
+
+    def _make_routing(
+        self, listener: schema.Listener, rules: Rules, weights: Weights = MappingProxyType({})
+    ) -> Routing:
+        """`weights`: of the services that the clients' requests go to, by default those of the listener."""
+        weights = weights or Routes(listener).weights()
         routed = {name: self._rpc_service(name, listener) for name in weights}
         named = {rule.service for rule in rules.all if rule.service is not None}
         keys = {
@@ -143,16 +203,23 @@ class Planes:
         for service in keys:
             service.expect(rules.all, own_deadlines=listener.deadline is not None)
         first = next(iter(routed.values()))
-        split = Split(weights)
         # Where there is nothing to split, no request is searched for a key of it.
         split_by = self._services[first.name].balance.key if len(routed) > 1 else "source_ip"
         return Routing(
             rules,
-            (lambda position: routed[split.choose(position)]) if len(routed) > 1 else (lambda _: first),
+            self._chooser(routed, weights) if len(routed) > 1 else (lambda _: first),
             make_key(split_by, listener.name, hashing.SPLIT_SEED),
             keys,
             deadline=Field(listener.deadline) if listener.deadline else None,
         )
+
+    def _chooser(self, routed: Mapping[str, RpcService], weights: Weights) -> Callable[[int], RpcService]:
+        """By a split's table, of which there is one for each that the configuration and credentials make."""
+        key = tuple(weights.items())
+        if key not in self._splits:
+            self._splits[key] = Split(weights)
+        split = self._splits[key]
+        return lambda position: routed[split.choose(position)]
 
     def _make_rules(self, listener: schema.Listener, known: Mapping[str, Rule]) -> Rules:
         """The rules of a listener. Of the `known` ones, by name, those that stay are changed."""
@@ -183,11 +250,28 @@ class Planes:
         return self._rpc[name, listener.codec.name]
 
     def _bulk(self, listener: schema.Listener) -> int:
-        return self._services[next(iter(_weights(listener)))].rpc.bulk
+        return self._services[next(iter(Routes(listener).weights()))].rpc.bulk
 
 
-def _weights(listener: schema.Listener) -> dict[str, int]:
-    return {route.service: route.weight for route in listener.route if route.weight}
+class _Variants:
+    """See `relay.rpc.plane.Variants`: by a client's Way."""
+
+    def __init__(self, planes: Planes, listener: schema.Listener, routes: Routes, rules: Rules) -> None:
+        self._planes = planes
+        self._listener = listener
+        self._routes = routes
+        self._rules = rules
+        self.judge = routes.judge
+        self.key = routes.way
+
+    def routing(self, key: Hashable) -> Routing:
+        assert isinstance(key, Way)  # noqa: S101 - `key` made it
+        return self._planes.routing_of(self._listener, self._routes, self._rules, key)
+
+
+def _first_byte_timeout(service: schema.Service) -> float | None:
+    passive = service.health.passive
+    return None if passive == "off" else passive.first_byte_timeout
 
 
 def _make_splitter(listener: schema.Listener) -> Callable[[], Splitter]:
@@ -202,8 +286,9 @@ def _make_splitter(listener: schema.Listener) -> Callable[[], Splitter]:
 def dismiss(plane: Plane) -> None:
     """A plane has no clients any more: let its services forget it."""
     if isinstance(plane, RpcPlane):
-        for service in plane.routing.services:
-            _part(service, plane.routing.rules, plane)
+        for one in plane.all:
+            for service in one.routing.services:
+                _part(service, one.routing.rules, one)
 
 
 def _part(service: RpcService, rules: Rules, plane: RpcPlane) -> None:
@@ -213,4 +298,5 @@ def _part(service: RpcService, rules: Rules, plane: RpcPlane) -> None:
 
 def services_of(planes: Iterable[Plane]) -> set[RpcService]:
     """The services that these planes send requests to."""
-    return {service for plane in planes if isinstance(plane, RpcPlane) for service in plane.routing.services}
+    rpc = [one for plane in planes if isinstance(plane, RpcPlane) for one in plane.all]
+    return {service for plane in rpc for service in plane.routing.services}

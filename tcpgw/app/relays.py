@@ -1,45 +1,42 @@
 """The listeners of one process and all that they relay with: planes, pools, connections to instances."""
 
 import asyncio
-import socket
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from tcpgw.address import Address
+from tcpgw.access.guard import Guard
+from tcpgw.app.access import Guards, Renew, check
 from tcpgw.app.background import Background
 from tcpgw.app.balancing import make_policy
 from tcpgw.app.channels import Channels, Key
+from tcpgw.app.material import Contents
+from tcpgw.app.opening import Opened, Sockets, close_all, open_all
+from tcpgw.app.overload import Overload
 from tcpgw.app.places import Places
 from tcpgw.app.planes import Planes, dismiss, reached, services_of
+from tcpgw.app.reports import Reports, Tell
+from tcpgw.app.secure import Contexts
 from tcpgw.balancing.loads import Loads
+from tcpgw.balancing.standing import Share
 from tcpgw.config import schema
 from tcpgw.config.diff import Changes, diff
-from tcpgw.endpoints import Snapshot
+from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.observe.totals import Figures, summed
 from tcpgw.pool import Pool
+from tcpgw.relay.dial import InstanceTls
 from tcpgw.relay.draining import Cause
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.session import Plane
-from tcpgw.relay.sockets import adopt_socket, bind_socket, listen
 
-Sockets = Mapping[str, Sequence[socket.socket]]
-"""Open ones by listener, which are listened on in place of its `bind`."""
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What a new listener accepts on. `heir_of`: the one whose place and sockets it takes."""
-
-    sockets: Sequence[socket.socket]
-    outlived: bool
-    heir_of: Listener | None = None
+# Of what waits for instances, the part that an overloaded process lets go at a time, the oldest first.
+_SHED = 4
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,11 @@ class _Next:
 
     config: schema.Config
     changes: Changes
-    opened: Mapping[str, _Opened]
+    opened: Mapping[str, Opened]
     pools: dict[str, Pool]
     rpc: dict[Key, RpcService]
+    contents: Contents
+    tls: Mapping[str, InstanceTls]
 
 
 class Relays:
@@ -60,6 +59,9 @@ class Relays:
     are the listeners whose sockets somebody else keeps open for good: who waits there is not this gateway's
     to serve when it ends. Set it anew before `apply` where new listeners differ.
 
+    `contents` is what was read for the configuration. `tell` is told what endpoints came to, and `renew` asks
+    for newer sets of keys. `checked`: somebody has seen to it that all `contents` can be used.
+
     `draining` are listeners that a change of the configuration has ended, until their last connection has.
     """
 
@@ -68,7 +70,11 @@ class Relays:
         config: schema.Config,
         sockets: Sockets,
         background: Background,
+        contents: Contents = MappingProxyType({}),
         *,
+        tell: Tell = lambda _: None,
+        renew: Renew | None = None,
+        checked: bool = False,
         outlived: Container[str] = (),
     ) -> None:
         self.listeners: dict[str, Listener] = {}
@@ -80,7 +86,15 @@ class Relays:
         self._background = background
         self._balances = {service.name: service.balance for service in config.service}  # as built
         self.places = Places(background, lambda: (*self.listeners.values(), *self.draining))
-        self._channels = Channels(self.memory, background, self.places.outcomes)
+        self.reports = Reports(tell, background)
+        self.overload = Overload(self._refuse, self._shed)
+        self.guards = Guards(renew)
+        self._contexts = Contexts()
+        self._checked = checked
+        self.contents = contents
+        self._tls: Mapping[str, InstanceTls] = {}
+        self._weighed: dict[str, tuple[Mapping[Endpoint, Share], Collection[Endpoint]]] = {}
+        self._channels = Channels(self.memory, background, self.reports.outcomes)
         self.outlived = outlived
         self._planes: dict[Listener, Plane] = {}
         self._past: dict[str, Figures] = {}  # of listeners that are closed, by name
@@ -98,8 +112,10 @@ class Relays:
 
     async def __aenter__(self) -> Self:
         try:
-            opened = self._open(self._config.listener, self._sockets, {})
-            self._channels.by_key = self._channels.wanted(self._config, self.pools)
+            self._tls = self._contexts.of(self._config, self.contents)
+            self.guards.make(self._config, self.contents)
+            opened = open_all(self._config.listener, self._sockets, {}, self.outlived)
+            self._channels.by_key = self._channels.wanted(self._config, self.pools, self._tls)
             self._add(self._config, opened)
         except BaseException:
             await self.close()
@@ -120,8 +136,9 @@ class Relays:
             await listener.close()
         await self._channels.close()
         await self.places.close()
+        await self.reports.close()
         for given in self._sockets.values():
-            _close_all(given)
+            close_all(given)
 
     async def publish(self, snapshot: Snapshot) -> None:
         """As `Pool.publish`, of the service that the snapshot is of.
@@ -145,10 +162,44 @@ class Relays:
             await self._channels.run(self.rpc.values())
             if self._stopping:
                 return
-            self.places.follow(self._config, self.pools)
+            self._follow()
+            self._tasks.add(self._background.start(self.overload.run(), "overload"))
             for listener in self.listeners.values():
                 listener.start()
             self._started = True
+
+    def weigh(self, service: str, shares: Mapping[Endpoint, Share], watched: Collection[Endpoint]) -> None:
+        """As `Pool.weigh`; `watched` are the endpoints of which also successes are to be told.
+
+        Of a service that is not in the configuration, it is kept for when it is.
+        """
+        self._weighed[service] = shares, watched
+        pool = self.pools.get(service) or self._coming.get(service)
+        if pool is not None:
+            pool.weigh(shares)
+            self.reports.watch(pool, watched)
+
+    def _follow(self) -> None:
+        self.places.follow(self._config, self.pools)
+        self.reports.follow(self._config, self.pools)
+        self.overload.change(self._config.gateway.overload)
+        for name in self._weighed.keys() - self.pools.keys():
+            del self._weighed[name]
+
+    def _refuse(self, refused: bool) -> None:
+        """Turn away whoever connects, or no longer."""
+        for listener in self.listeners.values():
+            listener.shedding = refused
+
+    def _shed(self) -> int:
+        """Turn away a part of what waits for instances; returns how much that was."""
+        shed = 0
+        for pool in self.pools.values():
+            circuit = self.places.circuit(pool)
+            shed += circuit.shed(-(-circuit.waiting // _SHED))
+        for service in self.rpc.values():
+            shed += service.shed(-(-service.waiting // _SHED))
+        return shed
 
     async def drain(
         self, spread: float = 0.0, hard: float | None = None, *, outlived: Container[str] | None = None
@@ -169,7 +220,8 @@ class Relays:
         """
         now = [{listener.name: listener.status()} for listener in (*self.listeners.values(), *self.draining)]
         services = {name: self._status_of(pool) for name, pool in self.pools.items()}
-        return {"listeners": summed([self._past, *now]), "services": services}
+        listeners = summed([self._past, *now])
+        return {"listeners": listeners, "services": services, "overload": self.overload.status()}
 
     def _status_of(self, pool: Pool) -> Figures:
         """A service's. Before the first snapshot its version is 0."""
@@ -182,17 +234,24 @@ class Relays:
         return {
             "version": snapshot.version if snapshot else 0,
             "taken_at": snapshot.taken_at if snapshot else 0.0,
-            "endpoints": summed([members, self.places.status(pool)]),
+            "endpoints": summed([members, self.reports.status(pool)]),
+            "circuit": self.places.circuit(pool).status(),
             **({"rpc": rpc} if rpc else {}),
         }
 
     # ---- another configuration ----
 
-    async def apply(self, config: schema.Config, sockets: Sockets = MappingProxyType({})) -> Changes:
+    async def apply(
+        self,
+        config: schema.Config,
+        sockets: Sockets = MappingProxyType({}),
+        contents: Contents = MappingProxyType({}),
+    ) -> Changes:
         """Take another configuration, and disturb nothing that stays. Returns what differed.
 
-        Raises BindError where a listener cannot be opened: then, and when cancelled, the configuration in
-        force stays, but that the policies of some services may be the new ones already.
+        Raises BindError where a listener cannot be opened, and ConfigError where `contents`, which was read
+        for it, is of no use: then, and when cancelled, the configuration in force stays, but that the
+        policies of some services may be the new ones already.
 
         Connections stay. On rpc listeners their next requests go by what is new; others keep the settings and
         the instance that they have. Listeners that go are drained, for as long as that takes.
@@ -202,29 +261,34 @@ class Relays:
         """
         async with self._one:
             try:
-                new = await self._prepare(config, sockets)
+                new = await self._prepare(config, sockets, contents)
             except BaseException:
                 for given in sockets.values():
-                    _close_all(given)
+                    close_all(given)
                 raise
             self._act(new)
             for name in sockets.keys() - new.opened.keys():
                 self.listeners[name].add_sockets(sockets[name])
             return new.changes
 
-    async def _prepare(self, config: schema.Config, sockets: Sockets) -> _Next:
+    async def _prepare(self, config: schema.Config, sockets: Sockets, contents: Contents) -> _Next:
         changes = diff(self._config, config)
+        if not self._checked and (contents != self.contents or changes):
+            await asyncio.to_thread(check, config, contents)
+        tls = self._contexts.of(config, contents)
         pools = {
             service.name: self.pools.get(service.name) or _make_pool(service) for service in config.service
         }
         async with AsyncExitStack() as undo:
             opened = self._open_changed(config, changes, sockets)
-            undo.callback(_close_all, [sock for one in opened.values() for sock in one.sockets])
+            undo.callback(close_all, [sock for one in opened.values() for sock in one.sockets])
             self._coming = {name: pools[name] for name in pools.keys() - self.pools.keys()}
             undo.callback(self._coming.clear)
             for name in self._coming.keys() & self._early.keys():
                 await pools[name].publish(self._early[name])
-            rpc = self._channels.wanted(config, pools)
+            for name in self._coming.keys() & self._weighed.keys():
+                self.weigh(name, *self._weighed[name])
+            rpc = self._channels.wanted(config, pools, tls)
             undo.callback(self._release)
             undo.callback(self._connecting.clear)
             self._connecting |= set(rpc.values())
@@ -232,7 +296,7 @@ class Relays:
                 await self._channels.run(rpc.values())
             await self._rebuild(config)
             undo.pop_all()
-        return _Next(config, changes, opened, pools, rpc)
+        return _Next(config, changes, opened, pools, rpc, contents, tls)
 
     async def _rebuild(self, config: schema.Config) -> None:
         """Build the policies that are others than those built last, be that by an `apply` that failed."""
@@ -248,6 +312,7 @@ class Relays:
         touched = self._touched(new)
         self.memory.resize(config.gateway.rpc_memory)
         self._config, self.pools, self._channels.by_key = config, new.pools, new.rpc
+        self.contents, self._tls = new.contents, new.tls
         self._balances = {service.name: service.balance for service in config.service}
         self._coming = {}
         self._connecting.clear()
@@ -258,20 +323,22 @@ class Relays:
             listener.outlived |= listener in followed
             self._retire(listener)
         planes = self._make_planes(config)
+        guards = self.guards.make(config, new.contents)
         for settings in config.listener:
             if settings.name in self.listeners:
-                self._change(settings, planes if settings.name in touched else None)
+                self._change(settings, planes if settings.name in touched else None, guards[settings.name])
         for listener in self._add(config, new.opened):
             if self._started and not self._stopping:
                 listener.start()
         self.listeners = {one.name: self.listeners[one.name] for one in config.listener}
         if self._started:
-            self.places.follow(config, self.pools)
+            self._follow()
         self._release()
 
     def _touched(self, new: _Next) -> set[str]:
         """The listeners whose planes are to be others: by their own settings, or by what they lead to."""
         services = {*new.changes.services.changed}
+        services |= {name for name in new.pools if new.tls.get(name) is not self._tls.get(name)}
         services |= {name for name, pool in new.pools.items() if self.pools.get(name) is not pool}
         services |= {key[0] for key, service in new.rpc.items() if self.rpc.get(key) is not service}
         return {
@@ -282,7 +349,7 @@ class Relays:
 
     # ---- listeners ----
 
-    def _open_changed(self, config: schema.Config, changes: Changes, sockets: Sockets) -> dict[str, _Opened]:
+    def _open_changed(self, config: schema.Config, changes: Changes, sockets: Sockets) -> dict[str, Opened]:
         """Open what new listeners accept on. One that takes an ended one's place takes its socket over."""
         added, replaced = changes.listeners.added, changes.listeners.replaced
         binds = {one.name: one.bind for one in self._config.listener}
@@ -290,38 +357,16 @@ class Relays:
         new = [one for one in config.listener if one.name in {*added, *replaced}]
         ended = {one.name: left[one.bind] for one in new if one.bind in left and not one.bind.is_any}
         ended |= {name: self.listeners[name] for name in replaced}
-        return self._open(new, sockets, ended)
-
-    def _open(
-        self, wanted: Iterable[schema.Listener], given: Sockets, ended: Mapping[str, Listener]
-    ) -> dict[str, _Opened]:
-        """Open a socket for each, or none. `ended`: by name, listeners whose place these take."""
-        opened: dict[str, _Opened] = {}
-        try:
-            for settings in wanted:
-                one = opened[settings.name] = self._open_one(settings, given, ended.get(settings.name))
-                if self._started:  # to bind is not enough: two may, and then one of them listens
-                    for sock in one.sockets:
-                        listen(sock, str(Address.of_socket(sock)))
-        except BaseException:
-            _close_all(sock for one in opened.values() for sock in one.sockets)
-            raise
-        return opened
-
-    def _open_one(self, settings: schema.Listener, given: Sockets, ended: Listener | None) -> _Opened:
-        if settings.name in given:
-            sockets = [adopt_socket(sock, settings.keepalive) for sock in given[settings.name]]
-            return _Opened(sockets, outlived=settings.name in self.outlived)
-        if ended is not None:
-            sockets = [adopt_socket(sock, settings.keepalive) for sock in ended.duplicate()]
-            return _Opened(sockets, ended.outlived, ended)
-        return _Opened([bind_socket(settings.bind, settings.keepalive)], outlived=False)
+        # To bind is not enough: two may, and then one of them listens.
+        return open_all(new, sockets, ended, self.outlived, listening=self._started)
 
     def _make_planes(self, config: schema.Config) -> Planes:
-        return Planes(config, self.pools, self.rpc, self.memory, self.places.outcomes)
+        outcomes, circuit = self.reports.outcomes, self.places.circuit
+        return Planes(config, self.pools, self.rpc, self.memory, self._tls, outcomes, circuit)
 
-    def _add(self, config: schema.Config, opened: Mapping[str, _Opened]) -> list[Listener]:
+    def _add(self, config: schema.Config, opened: Mapping[str, Opened]) -> list[Listener]:
         planes = self._make_planes(config)
+        guards = self.guards.make(config, self.contents)
         added = []
         for settings in config.listener:
             if settings.name not in opened:
@@ -331,20 +376,22 @@ class Relays:
                 settings,
                 opened[settings.name].sockets,
                 plane,
+                guards[settings.name],
                 log_connections=config.gateway.log.connections,
                 outlived=opened[settings.name].outlived,
             )
+            listener.shedding = self.overload.overloaded
             self._planes[listener] = plane
             added.append(listener)
         return added
 
-    def _change(self, settings: schema.Listener, planes: Planes | None) -> None:
+    def _change(self, settings: schema.Listener, planes: Planes | None, guard: Guard) -> None:
         """`planes` where its plane is to be another."""
         listener = self.listeners[settings.name]
         if planes is not None:
             self._planes[listener] = planes.changed(settings, self._planes[listener])
         log_connections = self._config.gateway.log.connections
-        listener.change(settings, self._planes[listener], log_connections=log_connections)
+        listener.change(settings, self._planes[listener], guard, log_connections=log_connections)
 
     def _retire(self, listener: Listener) -> None:
         """Drain a listener in the background, and close it then."""
@@ -368,14 +415,9 @@ class Relays:
         self._channels.release(services_of(self._planes.values()) | self._connecting)
 
 
-def _close_all(sockets: Iterable[socket.socket]) -> None:
-    for sock in sockets:
-        sock.close()
-
-
 def _policy_of(balance: schema.Balance) -> object:
-    """What a policy is made from: without the key, which listeners hash."""
-    return balance.model_dump(exclude={"key"})
+    """What a policy is made from: without what listeners, judges and placements go by."""
+    return balance.model_dump(exclude={"key", "slow_start", "rebalance"})
 
 
 def _make_pool(service: schema.Service) -> Pool:

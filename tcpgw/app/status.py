@@ -18,11 +18,14 @@ def made(
     addresses: Mapping[str, str],
     snapshots: Mapping[str, Snapshot],
     totals: Figures,
+    health: Mapping[str, Figures],
 ) -> Status:
     """Return `workers` (a list of slot, pid, state, connections, age), `listeners` and `services` (by name).
 
+    `overload` counts workers that are overloaded now (`active`), how often any was, and what they let go.
+
     A listener that was removed has the address None, and counts on. A service's endpoints are those of the
-    snapshot in force; `taken_at` is Unix time, None without a snapshot.
+    snapshot in force, with their state; `taken_at` is Unix time, None without a snapshot.
     """
     listeners = totals.get("listeners", {})
     services = totals.get("services", {})
@@ -31,8 +34,11 @@ def made(
         "listeners": {
             name: {"address": addresses.get(name), **figures} for name, figures in listeners.items()
         },
+        "overload": totals.get("overload", {"active": 0, "times": 0, "shed": 0}),
         "services": {
-            service.name: _service(services.get(service.name, {}), snapshots.get(service.name))
+            service.name: _service(
+                services.get(service.name, {}), snapshots.get(service.name), health.get(service.name, {})
+            )
             for service in config.service
         },
     }
@@ -49,14 +55,20 @@ def _worker(worker: WorkerProcess) -> Status:
     }
 
 
-def _service(figures: Figures, snapshot: Snapshot | None) -> Status:
-    counts = figures.get("endpoints", {})
+def _service(figures: Figures, snapshot: Snapshot | None, health: Figures) -> Status:
+    counts, states = figures.get("endpoints", {}), health.get("states", {})
     members = snapshot.members if snapshot else ()
     return {
         **figures,
         "version": snapshot.version if snapshot else None,
         "taken_at": snapshot.taken_at if snapshot else None,
+        **({"health": {key: one for key, one in health.items() if key != "states"}} if health else {}),
         "endpoints": {
-            str(endpoint): {**counts.get(str(endpoint), {}), "weight": weight} for endpoint, weight in members
+            str(endpoint): {
+                **counts.get(str(endpoint), {}),
+                "weight": weight,
+                **({"state": states[str(endpoint)]} if str(endpoint) in states else {}),
+            }
+            for endpoint, weight in members
         },
     }

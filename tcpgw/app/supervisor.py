@@ -1,9 +1,4 @@
-"""What happens once per host: configuration, listening sockets, discovery, workers, and who asks about them.
-
-Everything that workers are to know is state here (the configuration with its sockets, and a snapshot for each
-service), and each worker is brought up to it by a task of its own, `_attend`: whether it is new, was busy or
-missed a change makes no difference, and a worker that hangs keeps no other waiting.
-"""
+"""What happens once per host: configuration, sockets, discovery, health, workers, and who asks about them."""
 
 import asyncio
 import os
@@ -11,25 +6,28 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from socket import socket
 from types import TracebackType
 from typing import Any, Self
 
 import structlog
 
 from tcpgw import __version__
+from tcpgw.app.access import check
 from tcpgw.app.background import Background
+from tcpgw.app.briefing import Briefing
 from tcpgw.app.discovery import Discovery
+from tcpgw.app.health import Health
 from tcpgw.app.limits import fitted
+from tcpgw.app.material import Contents, Materials
 from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
 from tcpgw.app.status import Status, made
-from tcpgw.config import load, schema, transfer
+from tcpgw.app.usage import Elsewhere, Told, Usage
+from tcpgw.config import load, schema
 from tcpgw.config.diff import diff
 from tcpgw.config.share import share
 from tcpgw.endpoints import Snapshot
 from tcpgw.errors import TcpgwError
 from tcpgw.observe.totals import counted, summed
-from tcpgw.process.channel import MOST_FDS
 from tcpgw.process.execution import interpreter
 from tcpgw.process.handover import Sockets
 from tcpgw.process.limits import cpus, raise_open_files
@@ -44,9 +42,6 @@ log = structlog.get_logger()
 _WORKER = (
     "import gc, sys; gc.disable(); sys.modules['rich'] = None; from tcpgw.app.worker import main; main()"
 )
-# Seconds that a worker has to do what it is told: tables of millions of entries take some. One that hangs is
-# found by its silence, long before.
-_PATIENCE = 120.0
 # Seconds that a reload waits for additional workers; then they go on coming up without it.
 _COMING_UP = 30.0
 # Seconds after gateway.cut_after in which a worker must have gone.
@@ -76,16 +71,15 @@ class Supervisor:
         self._given = given
         self._files = raise_open_files()
         self._count = config.gateway.workers or cpus()
-        self._snapshots: dict[str, Snapshot] = {}
-        self._generation = 0
-        self._plain: dict[str, Any] = {}
-        self._news = asyncio.Event()  # for workers to be told
-        self._progress = asyncio.Event()  # in their being told
-        self._told: dict[WorkerProcess, int] = {}
         self._past: dict[str, Any] = {}
         self._stood_in_for: dict[int, set[int]] = {}  # by the slot that does
         self._background = Background()
         self._stack = AsyncExitStack()
+        self._briefing = Briefing(lambda worker: (worker.slot, *self._stood_in_for.get(worker.slot, ())))
+        self._contents: Contents = {}
+        self._materials = Materials(self._take, self._background)
+        self._health = Health(self._briefing.weigh, self._background)
+        self._usage = Usage()
         self._discovery = Discovery(config, self._publish, self._background)
         self._workers: Workers
 
@@ -96,13 +90,24 @@ class Supervisor:
             taken = list(self.sockets.values())
             _close_ours(one for one in self._given.values() if one not in taken)
             self._stack.push_async_callback(self._background.close)
+            self._stack.push_async_callback(self._materials.close)
+            contents = await self._read(self.config)
+            self._stack.callback(self._health.close)
+            self._health.follow(self.config, contents)
             await self._stack.enter_async_context(self._discovery)
-            handlers: Handlers = {"beat": _nothing, "report": _reported, "leave": self._replace_soon}
+            handlers: Handlers = {
+                "beat": _nothing,
+                "report": _reported,
+                "leave": self._replace_soon,
+                "outcomes": self._happened,
+                "renew": self._renew,
+                "usage": self._used,
+            }
             self._workers = Workers(
-                self._command, handlers, self._attend, self._forget, self._send_away, self._stand_in
+                self._command, handlers, self._briefing.attend, self._forget, self._send_away, self._stand_in
             )
             self._stack.push_async_callback(self._workers.close)
-            self._set_config(self.config)
+            self._set_config(self.config, contents)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -134,8 +139,9 @@ class Supervisor:
         return {name: one.address for name, one in self.sockets.items()}
 
     def endpoints(self) -> dict[str, int]:
+        snapshots = self._briefing.snapshots
         return {
-            service.name: len(self._snapshots[service.name].members) if service.name in self._snapshots else 0
+            service.name: len(snapshots[service.name].members) if service.name in snapshots else 0
             for service in self.config.service
         }
 
@@ -193,6 +199,7 @@ class Supervisor:
             new = [one for one in opened.values() if one not in ended.values()]
             undo.callback(_close_ours, new)
             listen_on(new)
+            contents = await self._read(config)
             self._discovery.begin(config)
             undo.push_async_callback(self._abandon, changes.services.added)
             await self._discovery.first_snapshots()
@@ -205,11 +212,10 @@ class Supervisor:
         before, self._count = self._count, count
         if count > before:
             self._grow_sockets(config, count)
-        self._set_config(config)
+        self._set_config(config, contents)
         await self._discovery.finish()
-        for name in changes.services.removed:
-            self._snapshots.pop(name, None)
-        await self._followed()
+        self._briefing.forget(changes.services.removed)
+        await self._briefing.followed(lambda: self._workers.all)
         await self._resize()
         if changes.restart:
             self._background.start(self._replace_all(), "replacing the workers")
@@ -218,8 +224,7 @@ class Supervisor:
     async def _abandon(self, services: Iterable[str]) -> None:
         """Forget services that do not come after all."""
         await self._discovery.abandon()
-        for name in services:
-            self._snapshots.pop(name, None)
+        self._briefing.forget(services)
 
     async def _resize(self) -> None:
         try:
@@ -238,24 +243,46 @@ class Supervisor:
             except BindError as exc:  # then two workers share one
                 log.error("socket_shared", listener=listener.name, error=str(exc))
 
-    def _set_config(self, config: schema.Config) -> None:
-        self.config = config
-        self._plain = transfer.plain(fitted(share(config, self._count), self._files))
-        self._generation += 1
-        self._news.set()
+    def _set_config(self, config: schema.Config, contents: Contents) -> None:
+        self.config, self._contents = config, contents
+        self._materials.follow(config, contents)
+        self._health.follow(config, contents)
+        self._brief()
 
-    async def _followed(self) -> None:
-        """Return when every worker that accepts has the configuration in force."""
-        while any(
-            worker.accepting.is_set() and not worker.leaving and self._told.get(worker, 0) < self._generation
-            for worker in self._workers.all
-        ):
-            self._progress.clear()
-            await self._progress.wait()
+    def _brief(self) -> None:
+        ours = fitted(share(self.config, self._count), self._files)
+        self._briefing.configure(ours, self._contents, self.sockets, self._count)
 
     async def _publish(self, snapshot: Snapshot) -> None:
-        self._snapshots[snapshot.service] = snapshot
-        self._news.set()
+        self._health.publish(snapshot)
+        self._briefing.publish(snapshot)
+
+    # ---- what the configuration names ----
+
+    async def _read(self, config: schema.Config) -> Contents:
+        """Read it, and see that it can be used. Raises ConfigError."""
+        contents = await self._materials.read(config)
+        await asyncio.to_thread(check, config, contents)
+        return contents
+
+    async def _take(self, contents: Contents) -> None:
+        """Other files stand where the configuration names them. Raises ConfigError, with nothing changed."""
+        config = self.config
+        await asyncio.to_thread(check, config, contents)
+        if config is not self.config:  # a reload was faster, and its files are by other key paths
+            return
+        self._contents = contents
+        self._health.follow(self.config, contents)
+        self._brief()
+
+    def _renew(self, worker: WorkerProcess) -> None:
+        """A client of that worker named a key that is in no set of keys."""
+        self._background.start(self._renewed(worker), "newer sets of keys")
+
+    async def _renewed(self, worker: WorkerProcess) -> None:
+        await self._materials.refresh()
+        await self._briefing.followed(lambda: [one for one in self._workers.all if one is worker])
+        worker.tell("renewed")
 
     # ---- workers ----
 
@@ -263,45 +290,6 @@ class Supervisor:
         settings = self.config.gateway.log
         arguments = (slot, descriptor, settings.format, settings.level)
         return [*interpreter(), "-c", _WORKER, *map(str, arguments)]
-
-    async def _attend(self, worker: WorkerProcess) -> None:
-        """Bring a worker up to what is in force, for as long as it lives."""
-        told: dict[str, Snapshot] = {}
-        given: set[socket] = set()
-        while not worker.leaving:
-            generation = self._generation
-            if self._told.get(worker) != generation:
-                await self._configure(worker, given)
-                self._told[worker] = generation
-            for service, snapshot in list(self._snapshots.items()):
-                if told.get(service) is not snapshot:
-                    await worker.call("publish", *snapshot.plain(), timeout=_PATIENCE)
-                    told[service] = snapshot
-            if not worker.accepting.is_set() and not worker.leaving:
-                await worker.call("accept", timeout=_PATIENCE)
-                worker.accepting.set()
-            self._progress.set()
-            if generation == self._generation and all(
-                told.get(service) is snapshot for service, snapshot in self._snapshots.items()
-            ):
-                self._news.clear()
-                await self._news.wait()
-
-    async def _configure(self, worker: WorkerProcess, given: set[socket]) -> None:
-        given.intersection_update(sock for one in self.sockets.values() for sock in one.sockets)
-        new = [
-            (name, sock)
-            for name, one in self.sockets.items()
-            for slot in (worker.slot, *self._stood_in_for.get(worker.slot, ()))
-            for sock in one.of_worker(slot, self._count)
-            if sock not in given
-        ]
-        outlived = [name for name, one in self.sockets.items() if one.outlived]
-        for start in range(0, len(new), MOST_FDS):
-            names, sockets = zip(*new[start : start + MOST_FDS], strict=True)
-            await worker.call("lend", names, fds=[sock.fileno() for sock in sockets], timeout=_PATIENCE)
-            given.update(sockets)
-        await worker.call("configure", self._plain, outlived, timeout=_PATIENCE)
 
     def _stand_in(self, slot: int) -> None:
         """Have another worker accept on the sockets of a slot too: its clients would wait for nobody.
@@ -313,7 +301,7 @@ class Supervisor:
             helper = helpers[slot % len(helpers)]
             self._stood_in_for.setdefault(helper, set()).add(slot)
             log.warning("worker_stands_in", worker=helper, of=slot)
-            self._set_config(self.config)
+            self._brief()
 
     def _send_away(self, worker: WorkerProcess) -> None:
         self._dismiss(worker, self.sockets)
@@ -345,11 +333,25 @@ class Supervisor:
             self._background.start(self._replace(worker.slot), f"replacing worker {worker.slot}")
 
     def _forget(self, worker: WorkerProcess) -> None:
-        self._told.pop(worker, None)
+        self._briefing.dismiss(worker)
+        self._tell_usage(self._usage.forget(worker))
         # One that did not say how many connections it cut has cut all that it had.
         report = {"cut": worker.connections, **worker.report}
         self._past = summed([self._past, counted(report)])
-        self._progress.set()
+
+    # ---- what they tell ----
+
+    def _happened(self, worker: WorkerProcess, outcomes: dict[str, Any]) -> None:  # noqa: ARG002
+        self._health.happened(outcomes)
+
+    def _used(self, worker: WorkerProcess, told: Told) -> None:
+        self._tell_usage(self._usage.note(worker, told))
+
+    @staticmethod
+    def _tell_usage(news: Mapping[WorkerProcess, Elsewhere]) -> None:
+        """Have workers know how much their neighbours' clients use of what is limited."""
+        for worker, elsewhere in news.items():
+            worker.tell("elsewhere", elsewhere)
 
     def _close_sockets(self) -> None:
         _close_all(self.sockets.values())
@@ -367,7 +369,14 @@ class Supervisor:
             "state": "degraded" if self._is_degraded else self.state,
             "since": self.started,
             "worker_deaths": self._workers.deaths,
-            **made(self.config, workers, self.addresses(), self._snapshots, totals),
+            **made(
+                self.config,
+                workers,
+                self.addresses(),
+                self._briefing.snapshots,
+                totals,
+                self._health.status(),
+            ),
         }
 
     @property

@@ -20,8 +20,11 @@ import uvloop
 from tcpgw import __version__
 from tcpgw.app.background import Background, first
 from tcpgw.app.relays import Relays
+from tcpgw.app.reports import plain
+from tcpgw.app.usage import Shares
+from tcpgw.balancing.standing import Share
 from tcpgw.config import schema, transfer
-from tcpgw.endpoints import Snapshot
+from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.observe import logs
 from tcpgw.process.channel import Channel, Handler
 from tcpgw.process.limits import calm_collector, drop_capabilities, keep_heap, raise_open_files
@@ -35,6 +38,9 @@ log = structlog.get_logger()
 _BEAT = 1.0
 # Endpoints that a report may name each second: it is made on the loop that relays, 1,000 in about 1 ms.
 _ENDPOINTS_PER_BEAT = 1000
+# Seconds between two words of how many connections clients have here: the first goes out at once, and those
+# of a flood together.
+_SHARE = 0.005
 # Seconds that the supervisor has to take what this worker says last.
 _FLUSH = 1.0
 
@@ -50,10 +56,17 @@ class Worker:
         self._config: schema.Config | None = None
         self._draining = False
         self._lent: dict[str, list[socket.socket]] = {}  # for the next configuration
+        self._workers = 1  # that there are, this one included
+        self._used = asyncio.Event()  # there is something to tell of that
+        self._shares = Shares(self._used.set)
+        self._renewed: asyncio.Future[None] | None = None
         handlers: dict[str, Handler] = {
             "lend": self._lend,
             "configure": self._configure,
             "publish": self._publish,
+            "weigh": self._weigh,
+            "elsewhere": self._take_elsewhere,
+            "renewed": self._end_renewal,
             "accept": self._accept,
             "drain": self._drain,
             "report": self._report,
@@ -69,6 +82,7 @@ class Worker:
             async with self._stack:
                 self._stack.push_async_callback(self._background.close)
                 self._background.start(self._beat(), "heartbeat")
+                self._background.start(self._share_usage(), "usage of limits")
                 said = asyncio.create_task(self._channel.run())
                 leaving = self._asked_to_leave(asked)
                 try:
@@ -85,21 +99,57 @@ class Worker:
         for fd, name in zip(fds, names, strict=True):
             self._lent.setdefault(name, []).append(socket.socket(fileno=fd))
 
-    async def _configure(self, plain: dict[str, Any], outlived: list[str]) -> None:
-        """Take a configuration. `outlived` is as of `Relays`."""
-        config = transfer.restored(plain)
+    async def _configure(
+        self, data: dict[str, Any], outlived: list[str], contents: dict[str, bytes], workers: int
+    ) -> None:
+        """Take a configuration, and what was read for it. `outlived` is as of `Relays`."""
+        config = transfer.restored(data)
         sockets, self._lent = self._lent, {}
         if self._relays is None:
-            relays = Relays(config, sockets, self._background, outlived=outlived)
+            relays = Relays(
+                config, sockets, self._background, contents,
+                tell=lambda news: self._channel.tell("outcomes", plain(news)),
+                renew=self._renew,
+                checked=True,
+                outlived=outlived,
+            )  # fmt: skip
             self._relays = await self._stack.enter_async_context(relays)
         else:
             self._relays.outlived = outlived
-            await self._relays.apply(config, sockets)
-        self._config = config
+            await self._relays.apply(config, sockets, contents)
+        self._config, self._workers = config, workers
+        self._follow_usage()
 
     async def _publish(self, *plain: Any) -> None:
         assert self._relays is not None  # noqa: S101 - configured first
         await self._relays.publish(Snapshot.restored(*plain))
+
+    def _weigh(
+        self, service: str, shares: list[tuple[str, int, float, bool]], watched: list[tuple[str, int]]
+    ) -> None:
+        assert self._relays is not None  # noqa: S101
+        found = {Endpoint(host, port): Share(value, by_key) for host, port, value, by_key in shares}
+        self._relays.weigh(service, found, [Endpoint(host, port) for host, port in watched])
+
+    def _take_elsewhere(self, told: dict[str, dict[str, int]]) -> None:
+        self._shares.take(told)
+
+    def _follow_usage(self) -> None:
+        if self._relays is not None and self._config is not None:
+            guards = self._relays.guards.by_listener
+            self._shares.follow(self._config, guards, self._workers, leaving=self._draining)
+
+    async def _renew(self) -> None:
+        """Return when the supervisor has asked for newer sets of keys, and this worker has them."""
+        if self._renewed is None:
+            self._renewed = asyncio.get_running_loop().create_future()
+            self._channel.tell("renew")
+        await asyncio.shield(self._renewed)
+
+    def _end_renewal(self) -> None:
+        renewed, self._renewed = self._renewed, None
+        if renewed is not None:
+            renewed.set_result(None)
 
     async def _accept(self) -> None:
         assert self._relays is not None  # noqa: S101
@@ -111,6 +161,7 @@ class Worker:
             self.done.set()
         elif not self._draining:
             self._draining = True
+            self._follow_usage()
             self._background.start(self._leave(self._relays, spread, hard, outlived), "draining")
 
     async def _leave(self, relays: Relays, spread: float, hard: float, outlived: Sequence[str]) -> None:
@@ -134,9 +185,19 @@ class Worker:
                 self._channel.tell("beat")
             await asyncio.sleep(_BEAT)
 
+    async def _share_usage(self) -> None:
+        while True:
+            await self._used.wait()
+            self._used.clear()
+            news = self._shares.news()
+            if news:
+                self._channel.tell("usage", news)
+            await asyncio.sleep(_SHARE)
+
     async def _alone(self) -> None:
         """Once the supervisor is gone: go on for a while, then drain."""
         await self._channel.closed.wait()
+        self._end_renewal()
         if self._config is None:  # nobody can have connected
             return
         if self._draining:

@@ -169,6 +169,8 @@ class Client:
             await connection.room()
             if connection.usable:
                 return connection
+            if refusal := connection.refusal:
+                raise refusal
 
     # ---- connecting ----
 
@@ -182,6 +184,8 @@ class Client:
         if connection is not None:
             self._connection = None
             self._failures = 0 if connection.answered else self._failures + 1
+            if refusal := connection.refusal:
+                raise refusal
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect(patient=patient))
             self._connecting.add_done_callback(self._made)

@@ -8,7 +8,7 @@ import asyncio
 import socket
 from typing import Any, cast
 
-from tcpgw.errors import ProtocolError, TcpgwError
+from tcpgw.errors import Code, ProtocolError, TcpgwError
 from tcpgw.wire.codec import Kind
 from tcpgw.wire.messages import LengthFrames, RpcError, unpack
 
@@ -18,6 +18,8 @@ _HIGH = 128 << 10
 # unsent or unacknowledged bytes by TCP_USER_TIMEOUT (the kernel would try for a quarter of an hour). A call's
 # default time-out, since an instance that is merely busy may leave its window closed as long.
 _IDLE, _INTERVAL, _PROBES, _UNACKNOWLEDGED = 30, 10, 3, 60
+# What a server says of a client, and would say of it again.
+_REFUSALS = frozenset({Code.UNAUTHENTICATED, Code.DENIED})
 
 
 class ConnectionLostError(TcpgwError):
@@ -46,12 +48,18 @@ class Connection(asyncio.Protocol):
         self._room = asyncio.Event()
         self._room.set()
         self._fault = ""
+        self._refusal: Any = None
 
     # ---- what the client uses ----
 
     @property
     def usable(self) -> bool:
         return not self.ended.is_set() and not self._transport.is_closing()
+
+    @property
+    def refusal(self) -> RpcError | None:
+        """Why the server will have nothing to do with this client, if it said so in place of any answer."""
+        return None if self._refusal is None else RpcError.read(self._refusal)
 
     async def room(self) -> None:
         """Wait until more may be sent, or the connection is lost."""
@@ -136,7 +144,10 @@ class Connection(asyncio.Protocol):
     def _take(self, message: Any) -> None:
         match message:
             case [Kind.ANSWER, None, error, _]:  # what nobody can answer otherwise: what follows is the end
-                self._fault = f"{self._name} ended the connection: {RpcError.read(error)}"
+                told = RpcError.read(error)
+                self._fault = f"{self._name} ended the connection: {told}"
+                if not self.answered and told.code in _REFUSALS:
+                    self._refusal = error
             case [Kind.ANSWER, int(number), error, result]:
                 self.answered = True
                 future = self._waiting.pop(number, None)
@@ -175,7 +186,9 @@ class Connection(asyncio.Protocol):
         for number, future in waiting.items():
             if future.done():
                 continue
-            if number in self._unsent:
+            if refusal := self.refusal:
+                future.set_exception(refusal)
+            elif number in self._unsent:
                 future.set_exception(UnsentError(reason))
             else:
                 future.set_exception(

@@ -140,7 +140,8 @@ class Access(Table):
     )
     timeout: Duration = Field(
         default=5.0,
-        description="Seconds until the credential must be there; clients have it at hand.",
+        description="Seconds until the credential must be there; clients have it at hand. With passthrough, "
+        "until it is known to which host the TLS is.",
     )
 
     @field_validator("deny")
@@ -229,7 +230,7 @@ class Limits(Table):
         ge=1,
         le=_MOST,
         description="Connections at a time that have no route yet (PROXY header, TLS, credentials), in equal "
-        "parts for the workers; beyond, new ones are closed. Each costs memory before anybody is known.",
+        "parts for the workers; beyond, accepting pauses. Each costs memory before anybody is known.",
     )
     first_byte_timeout: Duration | None = Field(
         default=None,

@@ -137,6 +137,13 @@ def _users(service: "Service", place: Place, listeners: Iterable["Listener"]) ->
                 "a header names one client"
             )
             yield (*place, "send_proxy"), message
+        active = service.health.active
+        if active != "off" and active.type == "rpc" and listener.codec.name == "thrift-framed":
+            message = (
+                "must be another: an rpc check speaks MessagePack-RPC, and listener "
+                f'{listener.name!r} Thrift; type = "send_expect" sends what you write'
+            )
+            yield (*place, "health", "active", "type"), message
 
 
 def _reached(listener: "Listener") -> set[str]:

@@ -53,7 +53,7 @@ NamedFile = Annotated[
     PlainSerializer(_written_file_path),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
-"""A file whose contents the supervisor reads, and reads again on a reload: `PATH` or `file:PATH`."""
+"""A file whose contents the supervisor reads, and reads again when it changes: `PATH` or `file:PATH`."""
 
 _THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 

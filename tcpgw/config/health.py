@@ -251,7 +251,7 @@ class SendExpectCheck(Check):
         "protocols where the server speaks first.",
         json_schema_extra={"default": ""},
     )
-    expect: Payload = Field(description='What the answer must begin with: "+PONG", or "hex:…".')
+    expect: Payload = Field(description='What the answer must contain: "+PONG", or "hex:…".')
 
     @field_validator("expect")
     @classmethod
@@ -306,7 +306,8 @@ class Passive(Table):
         ge=0,
         le=1,
         description="Share of a service's endpoints that may be ejected at a time, and never the last: one "
-        "fault that hits all must not take the service away. 0: none is.",
+        "fault that hits all must not take the service away. 0: none is. More than 1 - panic defeats itself: "
+        "so many ejected are a panic, which uses them.",
     )
     trial_share: StrictFloat = Field(
         default=0.1,
@@ -343,7 +344,8 @@ class Health(Table):
         ge=0,
         le=1,
         description="Below this share of usable endpoints all are used: then the checks are more likely "
-        "wrong than so many instances, and the rest would break under the load (Envoy: 0.5). 0: never.",
+        "wrong than so many instances, and the rest would break under the load (Envoy: 0.5). 0: never. "
+        "More than 1 - passive.max_ejected defeats ejections: so many ejected are a panic, which uses them.",
     )
     active: Annotated[Off | Annotated[Active, IsTable], ByForm] = Field(
         default=TcpCheck(type="tcp"),

@@ -1,6 +1,6 @@
 """What a configuration names and does not hold: the files and URLs that are read after it. Pure.
 
-The supervisor reads them, at each start and reload, and hands what workers need to them; they read nothing.
+The supervisor reads them, and again when they change, and hands what workers need to them; they read nothing.
 """
 
 from collections.abc import Iterator

@@ -21,8 +21,8 @@ from tcpgw.config.table import Table
 from tcpgw.config.tls import ClientTls
 from tcpgw.config.values import PATH_SCHEMA, Duration, Name, Size, parse_path, type_name
 
-_OF_CONNECTION = ("source_ip", "source_ip_port", "listener", "hash_key", "subject")
-_WORDS = (*_OF_CONNECTION, "method")
+OF_CONNECTION = ("source_ip", "source_ip_port", "listener", "hash_key", "subject")
+_WORDS = (*OF_CONNECTION, "method")
 
 
 def _key(text: str) -> str:
@@ -116,7 +116,7 @@ class Balance(Table):
     @property
     def by_request(self) -> bool:
         """Whether `key` is part of a request, which listeners that forward whole connections do not read."""
-        return self.key not in _OF_CONNECTION
+        return self.key not in OF_CONNECTION
 
 
 class Connect(Table):
@@ -252,7 +252,8 @@ class Service(Table):
     rpc: Rpc = Rpc()
     send_proxy: Literal["v1", "v2"] | None = Field(
         default=None,
-        description="Begin each connection to an instance with a PROXY header that names the client.",
+        description="Begin each connection to an instance with a PROXY header that names the client; with "
+        "tls before the handshake, as HAProxy and nginx do.",
     )
     wait: Duration = Field(
         default=30.0,

@@ -140,6 +140,12 @@ class ClientTls(Table):
     key: NamedFile | None = Field(
         default=None, description="A PEM file with its private key. Without it the key stands in certificate."
     )
+    strict: StrictBool = Field(
+        default=False,
+        description="true: a FIN without close_notify is a reset, so that a cut-off answer never looks like "
+        "a finished one. Many servers end that way (Python's http.server); HAProxy and nginx take it for an "
+        "end.",
+    )
 
     @field_validator("verify")
     @classmethod

@@ -97,7 +97,8 @@ class Http:
 class Rpc:
     """A request in MessagePack-RPC; `framed` as in `MsgpackRpc`.
 
-    Passes if any answer comes that is no error, or where something is expected, if the result equals it.
+    Passes if any answer comes, an error too: an instance that says that it does not know the method works.
+    Where something is expected, it passes if the result equals that.
     Raises ValueError where MessagePack has no form of `params` or `expect`.
     """
 
@@ -123,6 +124,8 @@ class Rpc:
                 match unpack(body):
                     case [Kind.ANSWER, self._ID, None, result]:
                         return self._compare(result)
+                    case [Kind.ANSWER, self._ID, _, _] if self._expect is None:
+                        return PASSED
                     case [Kind.ANSWER, self._ID | None, error, _]:  # nil: of what could not be read
                         return f"error {_cut(str(RpcError.read(error)))}"
                     case [Kind.NOTIFY, *_]:

@@ -82,12 +82,14 @@ class Terms:
 class Outcome(NamedTuple):
     """What became of one worker's work on one endpoint since it last told.
 
-    `streak` is how many failed after the last success: all of them, where there was none.
+    `streak` is how many failed after the last success: all of them, where there was none. `last` says what
+    the last failure was, for the log.
     """
 
     successes: int
     failures: int
     streak: int
+    last: str = ""
 
 
 class Facts(NamedTuple):
@@ -196,7 +198,7 @@ class Verdict:
         self._streak = outcome.streak if outcome.successes else self._streak + outcome.failures
         if terms.failure_rate:
             self._window.add(outcome.successes, outcome.failures, terms.window, now)
-        finding = self._guilt(terms)
+        finding = self._guilt(terms, outcome.last)
         self.spared = self.spared and finding.guilty
         return finding
 
@@ -243,7 +245,7 @@ class Verdict:
         """Of a batch with both, the failure counts: in a trial an instance shows that it works."""
         if outcome.failures:
             self._tried = 0
-            return Finding(True, "a failure in its trial")
+            return Finding(True, f"a failure in its trial{_by(outcome.last)}")
         self.spared = False
         self._tried += outcome.successes
         if self._tried < terms.trial_successes:
@@ -251,14 +253,15 @@ class Verdict:
         self.clear(now)
         return Finding(False, f"{terms.trial_successes} succeeded in its trial")
 
-    def _guilt(self, terms: Terms) -> Finding:
+    def _guilt(self, terms: Terms, last: str) -> Finding:
         if self._streak >= terms.failures:
-            return Finding(True, f"{self._streak} failed in a row")
+            return Finding(True, f"{self._streak} failed in a row{_by(last)}")
         window = self._window
         # A quotient, because 3 is less than 0.1 * 30.
         rate = window.failures / max(1, terms.min_volume, window.total)
         if terms.failure_rate and window.total >= terms.min_volume and rate >= terms.failure_rate:
-            return Finding(True, f"{window.failures} of {window.total} failed in {terms.window:g} s")
+            within = f"{window.failures} of {window.total} failed in {terms.window:g} s"
+            return Finding(True, f"{within}{_by(last)}")
         return Finding(False, SUCCEEDED)
 
     def _forget_outcomes(self) -> None:
@@ -266,3 +269,7 @@ class Verdict:
         self._tried = 0
         self._window.clear()
         self.spared = False
+
+
+def _by(last: str) -> str:
+    return last and f", the last by {last}"

@@ -118,3 +118,15 @@ def keep_heap() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+def release_heap() -> bool:
+    """Give back to the system what was freed and kept. Returns whether this C library can.
+
+    It takes the lock of the heap and some milliseconds for each 100 MiB, so it is for who is short of memory.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return False
+    trim(ctypes.c_size_t(0))
+    return True

@@ -26,16 +26,17 @@ Peer = tuple[str, int] | str
 
 
 class Acceptor:
-    """Owns listening sockets. `take` is given each connection, while `connections` are fewer than `most`.
+    """Owns listening sockets. `take` is given each connection, while there is `room` for one.
 
-    Made and used in one running event loop. Who ends a connection calls `resume`.
+    `connections` are those that there are. Made and used in one running event loop. Who makes room calls
+    `resume`.
     """
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
         connections: Sized,
-        most: int,
+        room: Callable[[], int],
         take: Callable[[socket.socket, Peer], None],
         log: "structlog.stdlib.BoundLogger",
     ) -> None:
@@ -43,7 +44,7 @@ class Acceptor:
         self.failures = 0
         self.paused = 0  # how often there was no room for who waited
         self.sockets = tuple(sockets)
-        self._most = most
+        self._room = room
         self._connections = connections
         self._take = take
         self._log = log
@@ -64,14 +65,13 @@ class Acceptor:
             for sock in self.sockets:
                 self._loop.add_reader(sock, self._accept, sock)
 
-    def change(self, keepalive: float, most: int) -> None:
-        """Take other settings, for who is accepted from now on."""
-        self._most = most
+    def change(self, keepalive: float) -> None:
+        """Take other settings, for who is accepted from now on, and look at whether there is more room."""
         if not self._stopped:
             for sock in self.sockets:
                 adopt_socket(sock, keepalive)
         if self._started:
-            self.resume()  # more of them may be allowed
+            self.resume()
 
     def add(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on these listening sockets too."""
@@ -107,7 +107,7 @@ class Acceptor:
     def _accept(self, sock: socket.socket) -> None:
         if not self._accepting:  # another socket's turn came first and paused
             return
-        room = self._most - len(self._connections)
+        room = self._room()
         if room <= 0:
             self._pause_full()
             return

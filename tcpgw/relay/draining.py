@@ -33,6 +33,7 @@ class Cause(StrEnum):
     ENDPOINT_REMOVED = "endpoint_removed"
     MAX_AGE = "max_age"
     REBALANCED = "rebalanced"
+    ACCESS_ENDED = "access_ended"
 
     @property
     def reason(self) -> Reason:
@@ -40,7 +41,13 @@ class Cause(StrEnum):
         return _REASONS.get(self, Reason.DRAINED)
 
 
-_REASONS = MappingProxyType({Cause.MAX_AGE: Reason.MAX_AGE, Cause.REBALANCED: Reason.REBALANCED})
+_REASONS = MappingProxyType(
+    {
+        Cause.MAX_AGE: Reason.MAX_AGE,
+        Cause.REBALANCED: Reason.REBALANCED,
+        Cause.ACCESS_ENDED: Reason.ACCESS_ENDED,
+    }
+)
 
 _STAGES = ("started", "finished", "closed", "reset", "spared")
 

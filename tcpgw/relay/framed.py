@@ -26,7 +26,7 @@ from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import OnEnd
 from tcpgw.relay.sockets import drop
 from tcpgw.relay.stream import Side
-from tcpgw.relay.stream_plane import Choose, StreamPlane, StreamSession
+from tcpgw.relay.stream_plane import Choose, Judge, StreamPlane, StreamSession, admit_all
 from tcpgw.relay.upstream import Upstream
 from tcpgw.wire.frames import Splitter
 
@@ -242,9 +242,10 @@ class FramedPlane(StreamPlane):
         new_splitter: Callable[[], Splitter],
         first_byte_timeout: float = math.inf,
         *,
+        judge: Judge = admit_all,
         in_order: bool,
     ) -> None:
-        super().__init__(settings, choose, first_byte_timeout)
+        super().__init__(settings, choose, first_byte_timeout, judge=judge)
         self.new_splitter = new_splitter
         self.in_order = in_order
         self.latencies = Histogram()

@@ -10,6 +10,7 @@ behind it, and what still comes is thrown away for a while.
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import ssl
 from collections.abc import Callable
@@ -25,6 +26,8 @@ _T = TypeVar("_T")
 _READ = 16 * 1024
 # Seconds that a refused peer has to read why, and to stop sending.
 _LINGER = 1.0
+# Reads after which a client is read with pauses, in seconds, which grow by a step with each to the longest.
+_FREE_READS, _STEP, _LONGEST = 16, 0.005, 0.25
 # What OpenSSL says of frequent mistakes, for the operator.
 _REASONS = {
     "HTTP_REQUEST": "plain HTTP instead of TLS",
@@ -122,16 +125,22 @@ class Conversation:
 
 
 async def accept_tls(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, context: ServerTls, early: bytes = b""
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    context: ServerTls,
+    early: bytes = b"",
+    patience: float = _LINGER,
 ) -> Conversation:
-    """Shake hands with a client that has sent `early` already. Has no time-out of its own, but for who is
-    refused.
+    """Shake hands with a client that has sent `early` already. Has no time-out of its own.
+
+    But for who is refused: `patience` seconds are given to read why, and to stop sending.
 
     Raises TlsHandshakeError with a text for the operator, or OSError where the client's socket fails; then,
     and when cancelled, the caller closes the socket.
     """
-    hello, server_name = early, None
-    while server_name is None:
+    hello = early
+    server_name: str | None = None
+    for reads in itertools.count():
         # Read here and not by OpenSSL's callback, which knows no host name but ASCII and says so on stderr.
         # What is refused here OpenSSL refuses as well, with its alert, or knows better.
         try:
@@ -140,29 +149,40 @@ async def accept_tls(
             server_name = ""
         else:
             server_name = parsed.server_name if parsed else None
-        if server_name is None:
-            data = await loop.sock_recv(sock, _READ)
-            if not data:
-                raise TlsHandshakeError(f"closed at byte {len(hello)}, within the ClientHello")
-            hello += data
-    chosen = context.choose(server_name)
-    conversation = Conversation(loop, sock, chosen, server_name, server_side=True)
+        if server_name is not None:
+            break
+        await pace(reads)
+        data = await loop.sock_recv(sock, _READ)
+        if not data:
+            raise TlsHandshakeError(f"closed at byte {len(hello)}, within the ClientHello")
+        hello += data
+    chosen = context.choose(server_name or "")
+    conversation = Conversation(loop, sock, chosen, server_name or "", server_side=True)
     conversation.incoming.write(hello)
     try:
         await conversation.shake()
     except EOFError:
         raise TlsHandshakeError("closed within the handshake") from None
     except ssl.SSLError as exc:
-        await linger(loop, sock)
+        await linger(loop, sock, patience)
         raise TlsHandshakeError(explain(exc)) from exc
     return conversation
 
 
-async def linger(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    """Send FIN, and give the peer a second to do the same; what it sends meanwhile is thrown away."""
+async def pace(reads: int) -> None:
+    """Wait before the next read of a client that has sent bit by bit so many times.
+
+    All that came is looked at anew each time, so a drip of bytes would cost most.
+    """
+    if reads > _FREE_READS:
+        await asyncio.sleep(min((reads - _FREE_READS) * _STEP, _LONGEST))
+
+
+async def linger(loop: asyncio.AbstractEventLoop, sock: socket.socket, seconds: float = _LINGER) -> None:
+    """Send FIN, and give the peer time to do the same; what it sends meanwhile is thrown away."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(_LINGER):
+        async with asyncio.timeout(seconds):
             while await loop.sock_recv(sock, _READ):
                 pass
 

@@ -8,28 +8,30 @@ more than everything else here.
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from ipaddress import ip_address
 from math import inf
 from typing import Any, NamedTuple
 
 import structlog
 
+from tcpgw.access.guard import OPEN, Guard
 from tcpgw.address import Address as Bound
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.errors import ConnectError, OverloadError, ProtocolError
 from tcpgw.relay.accepting import Acceptor, Peer
+from tcpgw.relay.admission import Admission
+from tcpgw.relay.denials import Denials, DeniedError
 from tcpgw.relay.draining import Cause, Draining
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Address, Connection, Plane, canonical
 from tcpgw.relay.sockets import listen
 from tcpgw.relay.upstream import NoEndpointError
-from tcpgw.wire import proxy_protocol
 
 log = structlog.get_logger()
 
@@ -42,8 +44,6 @@ _AGE_JITTER = 0.1
 # Its multiples, modulo 1, are spread evenly however many they are: so a connection's number is its draw, and
 # one that never gets old pays nothing.
 _GOLDEN = 0.6180339887498949
-# A PROXY header comes in one segment; what follows it in the same read is the instance's.
-_HEADER_READ = 4096
 
 
 class Listener:
@@ -58,6 +58,7 @@ class Listener:
         settings: Settings,
         sockets: Sequence[socket.socket],
         plane: Plane,
+        guard: Guard = OPEN,
         *,
         log_connections: bool = True,
         outlived: bool = False,
@@ -68,15 +69,18 @@ class Listener:
         self.bytes_out = 0
         self.connections: dict[int, Connection] = {}
         self.draining = Draining()
+        self.shedding = False  # whoever connects is turned away
         self._settings = settings
         self._plane = plane
+        self._admission = Admission(settings, guard, plane)
         self._log_connections = log_connections
         self.outlived = outlived
         # Bound and kept because they are asked for with every connection.
         self._heard = self._on_end
         self._log = log.bind(listener=self.name)
         self._loop = asyncio.get_running_loop()
-        self._acceptor = Acceptor(sockets, self.connections, settings.max_connections, self._open, self._log)
+        self._acceptor = Acceptor(sockets, self.connections, self._room, self._open, self._log)
+        self._denials = Denials(time.monotonic, self._log.warning)
         self._ids = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
         self._drain: _Drain | None = None
@@ -121,8 +125,10 @@ class Listener:
         self._sweeper = self._loop.create_task(self._sweep())
         self._acceptor.resume()
 
-    def change(self, settings: Settings, plane: Plane, *, log_connections: bool) -> None:
-        """Take other settings and another plane for the connections that come from now on.
+    def change(
+        self, settings: Settings, plane: Plane, guard: Guard = OPEN, *, log_connections: bool = True
+    ) -> None:
+        """Take other settings, another plane and another guard for the connections that come from now on.
 
         Of the same name, bind, mode and codec; `max_connections` and the time-outs looked at here hold for
         all. Connections that are there keep their plane, which may be the same one.
@@ -130,7 +136,17 @@ class Listener:
         self._settings = settings
         self._plane = plane
         self._log_connections = log_connections
-        self._acceptor.change(settings.keepalive, settings.max_connections)
+        before, self._admission.guard = self._admission.guard, guard
+        self._admission.settings, self._admission.plane = settings, plane
+        if guard is not before:
+            for connection in self.connections.values():
+                self._ask_to_return(connection)
+        self._acceptor.change(settings.keepalive)
+
+    def _ask_to_return(self, connection: Connection) -> None:
+        """End the connection of a client that would be given something else now, or nothing."""
+        if connection.session is not None and not self._admission.upholds(connection):
+            self.draining.add(connection, Cause.ACCESS_ENDED, at=time.monotonic())
 
     def add_sockets(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on these too, which are of the same address. Raises BindError as `start`."""
@@ -217,16 +233,41 @@ class Listener:
         peer = None if isinstance(address, str) else (canonical(address[0]), address[1])
         connection = Connection(next(self._ids), sock, peer, time.monotonic(), self._heard)
         self.connections[connection.id] = connection
-        connection.setup = self._loop.create_task(self._serve(connection))
+        admission = self._admission
+        try:
+            trusted = admission.enter(connection, shedding=self.shedding)
+        except DeniedError as exc:
+            self._turn_away(connection, exc)
+            return
+        asked = trusted or admission.guard.talks
+        admission.talking += asked
+        connection.setup = self._loop.create_task(self._serve(connection, asked=asked, trusted=trusted))
+
+    def _room(self) -> int:
+        settings = self._settings
+        room = settings.max_connections - len(self.connections)
+        return min(room, settings.limits.handshakes - self._admission.talking)
+
+    def _turn_away(self, connection: Connection, why: DeniedError) -> None:
+        """Close at once, however many there are. It hears why if it has sent nothing yet."""
+        with contextlib.suppress(OSError):
+            connection.socket.setblocking(False)
+            connection.socket.send(self._admission.farewell(why.reason))
+        self._end(connection, why.reason, str(why), turned_away=True)
 
     # ---- one connection ----
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, connection: Connection, *, asked: bool, trusted: bool) -> None:
         """From accept to session, which owns the connection and its end from then on."""
-        reason, error = Reason.SHUTDOWN, ""
+        reason, error, turned_away = Reason.SHUTDOWN, "", False
+        guard = self._admission.guard
+        admitted = not asked
         try:
-            early = await self._identify(connection)
+            early = await self._admit(connection, trusted=trusted) if asked else b""
+            admitted = True
             connection.session = await self._plane.open(connection, early, connection.end)
+        except DeniedError as exc:
+            reason, error, turned_away = exc.reason, str(exc), True
         except ProtocolError as exc:
             reason, error = Reason.PROTOCOL_ERROR, str(exc)
         except TimeoutError:
@@ -239,38 +280,29 @@ class Listener:
             reason, error = Reason.CONNECT_FAILED, str(exc)
             connection.facts = {**connection.facts, "tries": exc.tries}
         except OSError as exc:  # the client's own socket
+            # Strangers can do that as often as they like; a trusted source that does is worth a line each.
             reason, error = Reason.CLIENT_RESET, str(exc)
+            turned_away = guard.talks and not admitted
         except Exception:  # noqa: BLE001 - a bug that one connection meets must not end the others
             reason = Reason.INTERNAL
             self._log.exception("connection_error", id=connection.id)
         finally:
             connection.setup = None
             if connection.session is None:
-                self._end(connection, reason, error)
+                self._end(connection, reason, error, turned_away=turned_away)
             elif connection.over:
                 self._end(connection, *connection.over)
             elif self._drain:
                 self._drain.add(self.draining, connection)
+            elif self._admission.guard is not guard:
+                self._ask_to_return(connection)
 
-    async def _identify(self, connection: Connection) -> bytes:
-        """Read the PROXY header where the peer must send one, and return what came behind it."""
-        if not self._settings.accept_proxy or not self._trusts(connection.peer):
-            return b""
-        data = b""
-        connection.socket.setblocking(False)  # otherwise the transport sees to it
-        async with asyncio.timeout(self._settings.proxy_timeout):
-            while (header := proxy_protocol.parse(data)) is None:
-                chunk = await self._loop.sock_recv(connection.socket, _HEADER_READ)
-                if not chunk:
-                    raise ProtocolError(f"closed at byte {len(data)}, before the end of its PROXY header")
-                data += chunk
-        connection.client = header.source or connection.peer
-        connection.destination = header.destination
-        return data[header.size :]
-
-    def _trusts(self, peer: Address | None) -> bool:
-        # Whoever may open the socket file of a Unix listener was let in by its owner and mode.
-        return peer is None or any(ip_address(peer[0]) in network for network in self._settings.accept_proxy)
+    async def _admit(self, connection: Connection, *, trusted: bool) -> bytes:
+        try:
+            return await self._admission.admit(connection, trusted=trusted)
+        finally:
+            self._admission.talking -= 1
+            self._acceptor.resume()
 
     # ---- ends ----
 
@@ -280,7 +312,7 @@ class Listener:
             settings = self._settings  # of now: they may change
             shortest = min(
                 settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout,
-                settings.max_age or inf, self._plane.timeout,
+                settings.max_age or inf, settings.limits.first_byte_timeout or inf, self._plane.timeout,
             )  # fmt: skip
             period = shortest / _SWEEPS_PER_TIMEOUT
             await asyncio.sleep(period)
@@ -294,8 +326,19 @@ class Listener:
                 except Exception as exc:  # noqa: BLE001 - a fault in one must not end the time-outs of all
                     context = {"message": f"connection {connection.id} was not tended", "exception": exc}
                     self._loop.call_exception_handler(context)
-                if settings.max_age and connection.id in self.connections:
-                    self._retire(connection, settings.max_age, time.monotonic() + period)
+                if connection.id in self.connections:
+                    self._look_at(connection, time.monotonic() + period)
+
+    def _look_at(self, connection: Connection, horizon: float) -> None:
+        """End a connection whose time is over, by what the listener says."""
+        settings, session, grant = self._settings, connection.session, connection.grant
+        if settings.max_age:
+            self._retire(connection, settings.max_age, horizon)
+        if grant is not None and grant.expired(time.time()) and connection not in self.draining:
+            self.draining.add(connection, Cause.ACCESS_ENDED, at=time.monotonic())
+        first = settings.limits.first_byte_timeout
+        if first and session and not session.received and time.monotonic() - connection.opened >= first:
+            session.abort(Reason.FIRST_BYTE_TIMEOUT, reset=False)
 
     def _retire(self, connection: Connection, max_age: float, horizon: float) -> None:
         """Let a connection end at its age, if it comes to it before the next sweep."""
@@ -310,8 +353,13 @@ class Listener:
         else:
             self._end(connection, reason, error)
 
-    def _end(self, connection: Connection, reason: Reason, error: str = "") -> None:
-        """Count and log a connection's end. Idempotent: set-up and session may both find that it is over."""
+    def _end(
+        self, connection: Connection, reason: Reason, error: str = "", *, turned_away: bool = False
+    ) -> None:
+        """Count and log a connection's end. Idempotent: set-up and session may both find that it is over.
+
+        Of those that are `turned_away` the log does not tell each: anybody can come as often as they like.
+        """
         if self.connections.pop(connection.id, None) is None:
             return
         self.ended[reason] += 1
@@ -321,6 +369,8 @@ class Listener:
         connection.session = None  # it knows this connection: no cycle for the collector
         if session is None:
             connection.socket.close()
+        for use in connection.uses:
+            use.leave(time.monotonic())
         bytes_in = session.received if session else 0
         bytes_out = session.sent if session else 0
         self.bytes_in += bytes_in
@@ -329,10 +379,12 @@ class Listener:
             self._empty.set()
             self._stop_cutting()
         self._acceptor.resume()
-        if self._log_connections:
+        if turned_away:
+            self._denials.add(reason, _text(connection.address), error, id=connection.id)
+        elif self._log_connections:
             line = {
                 "id": connection.id,
-                "client": _text(connection.client),
+                "client": _text(connection.address),
                 "service": None,
                 "bytes_in": bytes_in,
                 "bytes_out": bytes_out,
@@ -344,7 +396,11 @@ class Listener:
             }
             if error:
                 line["error"] = error
-            if connection.peer != connection.client:
+            if connection.grant is not None:
+                line["subject"] = connection.grant.subject
+                if connection.grant.key_id:
+                    line["key"] = connection.grant.key_id
+            if connection.peer != connection.address:
                 line["peer"] = _text(connection.peer)
             self._log.info("connection_closed", **line)
 

@@ -4,8 +4,8 @@ Counting is on the hot path and judging is not. So a success is an addition to `
 else; what it means for a streak of failures is found out at the next failure, or where somebody asks.
 
 What counts as one failure is one piece of evidence: a connection that could not be made, one that broke with
-requests under way however many those were, one frame that the protocol forbids; but each request that had no
-answer in time, since each has waited for itself.
+requests under way however many those were, one frame that the protocol forbids, a client's requests that
+are found without an answer in time at one look at their connection.
 """
 
 import errno
@@ -31,18 +31,23 @@ class Kind(StrEnum):
 
 
 class News(NamedTuple):
-    """Of an endpoint since it was last told: successes and failures that count; and the `streak` now."""
+    """Of an endpoint since it was last told: successes and failures that count; and the `streak` now.
+
+    `last` is what the last of these failures was, "" without any.
+    """
 
     successes: int
     failures: int
     streak: int
+    last: str = ""
 
 
 class Outcome:
     """Of one endpoint, since it is known. Add to `successes` as they come; failures go by `Outcomes.fail`."""
 
     __slots__ = (
-        "_at", "_failures", "_streak", "_successes", "_told", "connected", "failed", "failures", "successes",
+        "_at", "_failures", "_last", "_streak", "_successes", "_told",
+        "connected", "failed", "failures", "successes",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -53,6 +58,7 @@ class Outcome:
         self._streak = 0  # as it was at the last failure
         self._at = 0  # successes by then
         self._failures = 0  # that count, since it was last told
+        self._last = ""  # of which kind the last one was
         self._successes = 0  # that were told
         self._told = now  # when it was last told
 
@@ -61,24 +67,36 @@ class Outcome:
         """Failures of kinds that count since the last success."""
         return self._streak if self._at == self.successes else 0
 
-    def count(self, failures: int) -> int:
+    def count(self, kind: Kind, failures: int) -> int:
         """Count failures that count. Returns the streak."""
         self._streak = self.streak + failures
         self._at = self.successes
         self._failures += failures
+        self._last = kind.value
         return self._streak
 
     def take(self, now: float, window: float) -> News:
         """What is new. Of the successes of more than `window` seconds it is the share that these make up.
 
-        Nobody knows when they came, and those of an hour would hide the failures of some seconds.
+        Nobody knows when they came, and those of an hour would hide the failures of some seconds. But if
+        there were any it is one at least: without a success, who judges takes the failures before and after
+        for failures in a row.
         """
         successes = self.successes - self._successes
-        if now - self._told > window:
-            successes = round(successes * window / (now - self._told))
-        news = News(successes, self._failures, self.streak)
+        if successes and now - self._told > window:
+            successes = max(1, round(successes * window / (now - self._told)))
+        news = News(successes, self._failures, self.streak, self._last if self._failures else "")
         self._successes, self._failures, self._told = self.successes, 0, now
         return news
+
+    def forget(self, now: float) -> None:
+        """Never tell of the successes until now, unless some may be of after what was told or is to be."""
+        if not self._failures and now - self._told > _FRESH:
+            self._successes, self._told = self.successes, now
+
+
+# Seconds since it was last told of an endpoint, up to which a wish to watch it follows from that.
+_FRESH = 1.0
 
 
 class Outcomes(dict[Endpoint, Outcome]):
@@ -87,8 +105,6 @@ class Outcomes(dict[Endpoint, Outcome]):
     Endpoints that have left, and have no connections any more, are forgotten when another comes and more are
     known than the service has.
 
-    `watched`: endpoints of which successes are news too, as whoever judges them waits for these. Of others
-    they are told with the next failure, so that there is no news of what is well.
     """
 
     def __init__(
@@ -96,14 +112,19 @@ class Outcomes(dict[Endpoint, Outcome]):
         pool: Pool,
         urgent: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        news: Callable[[], None] = lambda: None,
     ) -> None:
-        """`urgent` is called as soon as a streak reaches the limit, from within `fail`; it may `take`."""
+        """`urgent` is called as soon as a streak reaches the limit, from within `fail`; it may `take`.
+
+        `news` is called before, at each failure that counts.
+        """
         super().__init__()
-        self.watched: AbstractSet[Endpoint] = frozenset()
+        self._watched: AbstractSet[Endpoint] = frozenset()
         self.judges_answers = False
         """Whether answers are to be told by `judge`: kind `error` counts."""
         self._pool = pool
         self._urgent = urgent
+        self._news = news
         self._clock = clock
         self._on: frozenset[Kind] = frozenset()
         self._limit = 0
@@ -119,6 +140,23 @@ class Outcomes(dict[Endpoint, Outcome]):
         self._limit = failures
         self._window = window
         self.judges_answers = Kind.ERROR in self._on
+
+    @property
+    def watched(self) -> AbstractSet[Endpoint]:
+        """Endpoints of which successes are news too, as whoever judges them waits for these.
+
+        Those from then on: what piled up before proves nothing in a trial that begins now. Of others they are
+        told with the next failure, so that there is no news of what is well.
+        """
+        return self._watched
+
+    @watched.setter
+    def watched(self, endpoints: AbstractSet[Endpoint]) -> None:
+        now = self._clock()
+        for endpoint in endpoints - self._watched:
+            if (outcome := self.get(endpoint)) is not None:
+                outcome.forget(now)
+        self._watched = endpoints
 
     def __missing__(self, endpoint: Endpoint) -> Outcome:
         members = self._pool.members
@@ -136,8 +174,9 @@ class Outcomes(dict[Endpoint, Outcome]):
         outcome.failures[kind] += count
         if kind not in self._on:
             return
-        streak = outcome.count(count)
+        streak = outcome.count(kind, count)
         self._failing[endpoint] = None
+        self._news()
         if streak - count < self._limit <= streak:
             self._urgent()
 
@@ -154,7 +193,7 @@ class Outcomes(dict[Endpoint, Outcome]):
         """What is new since the last call: of endpoints that failed, and of those that are `watched`."""
         now = self._clock()
         failing, self._failing = self._failing, {}
-        asked = {**failing, **dict.fromkeys(self.watched)}
+        asked = {**failing, **dict.fromkeys(self._watched)}
         news = {
             endpoint: outcome.take(now, self._window)
             for endpoint in asked

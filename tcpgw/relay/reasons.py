@@ -17,6 +17,17 @@ class Reason(StrEnum):
     OVERLOAD = "overload"  # a limit was reached, or the gateway had no descriptor or memory left
     PROTOCOL_ERROR = "protocol_error"  # a PROXY header or a frame that its protocol does not allow
     HEADER_TIMEOUT = "header_timeout"  # a trusted source did not send its PROXY header in time
+    # Turned away: each is counted, and lines of the log tell of some.
+    DENIED_CIDR = "denied_cidr"  # its address is not allowed
+    DENIED_CREDENTIALS = "denied_credentials"  # its credential is not valid here
+    DENIED_SERVICE = "denied_service"  # its credential does not let it use the service that it comes to
+    LIMIT_SOURCE = "limit_source"  # its address has as many connections as it may have
+    LIMIT_SUBJECT = "limit_subject"  # its subject has
+    CREDENTIALS_TIMEOUT = "credentials_timeout"  # it did not present a credential in time
+    HANDSHAKE_TIMEOUT = "handshake_timeout"  # its TLS handshake took too long
+    TLS_ERROR = "tls_error"  # its TLS handshake failed, or its certificate is not valid
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"  # it sent nothing for first_byte_timeout
+    ACCESS_ENDED = "access_ended"  # its credential expired or was taken back; at a quiet moment
     FRAME_TOO_LARGE = "frame_too_large"  # a frame said that it is longer than the listener's max_frame
     FRAME_TIMEOUT = "frame_timeout"  # a frame that had begun was not whole within frame_timeout
     SLOW_READER = "slow_reader"  # the client did not read its answers within the limits

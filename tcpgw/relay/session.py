@@ -9,12 +9,50 @@ import asyncio
 import socket
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from tcpgw.access.grant import Grant
+from tcpgw.access.limits import Usage
 from tcpgw.relay.reasons import Reason
+from tcpgw.wire.greeting import Greeting
 
 Address = tuple[str, int]
 """A client's IP address, in canonical text, and port."""
+
+
+class Client(Protocol):
+    """Who is served, as far as keys, routes and rules go by it. A `Connection` is one."""
+
+    @property
+    def address(self) -> Address | None:
+        """The true source, behind any PROXY header. None: of a Unix socket."""
+
+    @property
+    def grant(self) -> Grant | None:
+        """What its credential lets it use; None where no credential is asked for."""
+
+    @property
+    def hash_key(self) -> bytes:
+        """What it asks to be hashed by; b"" where it does not."""
+
+    @property
+    def server_name(self) -> str:
+        """The host that it asked TLS for; "" without one."""
+
+    @property
+    def alpn(self) -> str:
+        """The protocol that it and the gateway agreed on in TLS; "" without one."""
+
+
+class Someone(NamedTuple):
+    """A Client without a connection, for who asks what one would get."""
+
+    address: Address | None
+    grant: Grant | None = None
+    hash_key: bytes = b""
+    server_name: str = ""
+    alpn: str = ""
+
 
 OnEnd = Callable[[Reason, str], None]
 """Told once that a session is over, with its reason, and the text of an error or ""."""
@@ -63,6 +101,9 @@ class Session(Protocol):
         """Return what the closing line says besides the connection's own facts (`requests=`, …)."""
 
 
+MakeLayer = Callable[[asyncio.Protocol], asyncio.Protocol]
+"""Makes what a protocol takes for its transport, and a transport for a protocol."""
+
 _NO_FACTS: Mapping[str, object] = MappingProxyType({})
 
 
@@ -73,8 +114,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_on_end", "client", "destination", "facts", "id", "opened", "over", "peer", "session", "setup",
-        "socket",
+        "_on_end", "address", "alpn", "destination", "facts", "grant", "hash_key", "id", "layers", "opened",
+        "over", "peer", "server_name", "session", "setup", "socket", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -89,16 +130,30 @@ class Connection:
         self.id = id_
         self.socket = sock  # closed by the listener until a session has taken it over
         self.peer = peer  # None: of a Unix socket
-        self.client = peer  # until a PROXY header says who is behind it
+        self.address = peer  # until a PROXY header says who is behind it
         self.destination: Address | None = None  # what a PROXY header says the client connected to
+        self.grant: Grant | None = None
+        self.hash_key = b""
+        self.server_name = ""
+        self.alpn = ""
         self.opened = opened  # time.monotonic()
         # For the closing line, which needs them however far the set-up gets: what is known before there is a
         # session, whose facts are added to these.
         self.facts = _NO_FACTS
+        # What stands between the socket and whoever takes it over, the nearest to that first.
+        self.layers: tuple[MakeLayer, ...] = ()
+        self.uses: tuple[Usage, ...] = ()  # of limits; left at its end
         # The listener's own.
         self.setup: asyncio.Task[None] | None = None
         self.session: Session | None = None
         self.over: tuple[Reason, str] | None = None
+
+    def dressed(self, protocol: asyncio.Protocol) -> asyncio.Protocol:
+        """Return what to give the socket's transport to, so that `protocol` gets the client's bytes. Once."""
+        for make in self.layers:
+            protocol = make(protocol)
+        self.layers = ()
+        return protocol
 
     def end(self, reason: Reason, error: str) -> None:
         """Hear from the session that it is over: an OnEnd."""
@@ -109,10 +164,16 @@ class Plane(Protocol):
     """How the bytes of a listener's connections move. Made and used in one running event loop.
 
     `unknown`: the facts that a closing line has in any case, with what they are before they are known.
+    `greeting`: how its clients say who they are.
     """
 
     @property
     def unknown(self) -> Mapping[str, object]: ...
+    @property
+    def greeting(self) -> Greeting: ...
+
+    def judge(self, client: Client) -> None:
+        """Raise DeniedError where its credential allows none of the services that it can come to."""
 
     @property
     def timeout(self) -> float:

@@ -116,8 +116,14 @@ def unacknowledged(transport: asyncio.Transport) -> int:
 
 
 def drop(transport: asyncio.Transport, *, reset: bool) -> None:
-    """End a transport at once; with `reset`, by RST. Idempotent."""
+    """End a transport at once: by RST, or by FIN (within TLS by close_notify before it). Idempotent.
+
+    What was written and is not sent yet is lost.
+    """
     sock: socket.socket | None = transport.get_extra_info("socket")
     if reset and sock is not None:  # uvloop's answer from the closing of the socket until connection_lost
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    transport.abort()
+    if not reset:
+        transport.close()
+    if reset or transport.get_write_buffer_size():
+        transport.abort()

@@ -144,11 +144,6 @@ class Relay:
             if side.ended:
                 self.pass_fin(side)
 
-    def send_first(self, data: bytes) -> None:
-        """Write to the instance what comes before the client's own bytes, and before the client connects."""
-        if self.instance.transport is not None:
-            self.instance.transport.write(data)
-
     def pass_fin(self, side: Side) -> None:
         """`side` will send nothing more. Idempotent."""
         other = side.other

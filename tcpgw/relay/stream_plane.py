@@ -9,13 +9,16 @@ from tcpgw.config.schema import Listener as Settings
 from tcpgw.endpoints import Endpoint
 from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.reasons import Reason
-from tcpgw.relay.session import Address, Connection, OnEnd, canonical
+from tcpgw.relay.session import Client, Connection, OnEnd, canonical
 from tcpgw.relay.stream import Relay, Side
 from tcpgw.relay.upstream import Connected, Upstream
 from tcpgw.wire import proxy_protocol
+from tcpgw.wire.greeting import Greeting, Line
 
-Choose = Callable[[Address | None], Upstream]
-"""A listener's route: the service for a client. A client of a Unix socket has no address."""
+Choose = Callable[[Client], Upstream]
+"""A listener's route: the service for a client."""
+Judge = Callable[[Client], None]
+"""As `Plane.judge`."""
 
 
 # Looks without a byte after which a connection ends. Where no answer seems to be owed, 1 s: a model that
@@ -83,15 +86,34 @@ class StreamSession(Relay):
 
     # ---- what it says of its endpoint ----
 
+    def join(self) -> None:
+        super().join()
+        if self.reason is not None or self._judged:
+            return
+        if self.instance.received:
+            self._succeed()
+        else:
+            self.instance.write = self._begin
+
+    def _begin(self, data: bytes) -> None:
+        """Stand in for the instance's `write` until its first byte, which is a success.
+
+        At once, as failures count at once: seen only at the next look, what was answered meanwhile would not
+        end a streak. And only once, so that the bytes after it are not asked for it.
+        """
+        assert self.client.transport is not None  # noqa: S101 - both stand
+        self.instance.write = self.client.transport.write
+        self.instance.write(data)
+        if not self._judged:
+            self._succeed()
+
     def _judge(self, now: float) -> None:
-        """See whether the instance has begun to answer, or has not in time.
+        """See whether the instance has not begun to answer in time.
 
         Time counts from the client's last byte, because nobody answers a request before it is whole.
         """
         timeout = self.upstream.first_byte_timeout
-        if self.instance.received:
-            self._succeed()
-        elif timeout is not None and self.client.received:
+        if timeout is not None and self.client.received:
             if self.client.received != self._asked:
                 self._asked, self._asked_at = self.client.received, now
             elif now - self._asked_at >= timeout:
@@ -100,12 +122,16 @@ class StreamSession(Relay):
     def _judge_end(self, reason: Reason) -> None:
         """One that ended without a byte from the instance mostly says nothing of it.
 
-        Where it need not answer, it is well if it took what the client sent and ended after it: in protocols
-        in which only clients speak, no instance would ever have a success.
+        But an instance that is the first to end, though the client has sent something, broke it off as by a
+        reset. Where it need not answer, it is well if it took what the client sent and ended after it: in
+        protocols in which only clients speak, no instance would ever have a success.
         """
         if self.instance.received:
             self._succeed()
-        elif reason is Reason.INSTANCE_RESET:
+        elif reason is Reason.INSTANCE_RESET or (
+            # Where it must answer: what only receives may close whoever is idle.
+            reason is Reason.INSTANCE_FIN and self.client.received and self.upstream.first_byte_timeout
+        ):
             self._fail(Kind.RESET)
         elif reason is Reason.CLIENT_FIN and self.client.received and self.instance.ended:
             self._judged = self.upstream.first_byte_timeout is not None
@@ -218,35 +244,49 @@ class StreamSession(Relay):
         return [transport for transport in both if transport is not None and not transport.is_closing()]
 
 
+def admit_all(_: Client) -> None:
+    """A Judge where credentials say nothing of services."""
+
+
 class StreamPlane:
     """Connects each client to an instance of the service that `choose` names. See `session.Plane`."""
 
     unknown: Mapping[str, object] = MappingProxyType({"endpoint": None, "connect_time": None, "tries": 0})
 
-    def __init__(self, settings: Settings, choose: Choose, first_byte_timeout: float = math.inf) -> None:
+    greeting: Greeting = Line()
+
+    def __init__(
+        self,
+        settings: Settings,
+        choose: Choose,
+        first_byte_timeout: float = math.inf,
+        *,
+        judge: Judge = admit_all,
+    ) -> None:
         """`first_byte_timeout` is the shortest one of the upstreams that are chosen, in seconds."""
         self.timeout = max(first_byte_timeout, _LEAST_TIMEOUT)
+        self.judge = judge
         self._settings = settings
         self._choose = choose
         self._loop = asyncio.get_running_loop()
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> StreamSession:
-        upstream = self._choose(connection.client)
+        upstream = self._choose(connection)
         connection.facts = upstream.facts
 
         def new_side() -> Side:
             return self._new_session(upstream, on_end, connection.opened).instance
 
-        connected = await upstream.connect(connection.client, new_side)
+        header = _proxy_header(connection, upstream.send_proxy) if upstream.send_proxy else b""
+        connected = await upstream.connect(connection, new_side, header)
         session = connected.side.relay
         assert isinstance(session, StreamSession)  # noqa: S101 - new_side made it
         session.hold(connected)
         try:
-            if upstream.send_proxy:
-                session.send_first(_proxy_header(connection, upstream.send_proxy))
             if early:
                 session.client.data_received(early)
-            await self._loop.connect_accepted_socket(lambda: session.client, connection.socket)
+            client = connection.dressed(session.client)
+            await self._loop.connect_accepted_socket(lambda: client, connection.socket)
         except BaseException:
             session.abort(Reason.SHUTDOWN, reset=True)
             session.release()
@@ -262,5 +302,11 @@ def _proxy_header(connection: Connection, version: str) -> bytes:
     if destination is None and connection.peer:
         host, port = connection.socket.getsockname()[:2]
         destination = (canonical(host), port)
-    build = proxy_protocol.build_v1 if version == "v1" else proxy_protocol.build_v2
-    return build(connection.client, destination)
+    if version == "v1":
+        return proxy_protocol.build_v1(connection.address, destination)
+    said = {
+        proxy_protocol.TLV_ALPN: connection.alpn.encode(),
+        proxy_protocol.TLV_AUTHORITY: connection.server_name.encode(),
+    }
+    tlvs = [(kind, value) for kind, value in said.items() if value]
+    return proxy_protocol.build_v2(connection.address, destination, tlvs)

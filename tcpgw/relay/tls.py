@@ -5,14 +5,10 @@ its transports cannot end one direction, and a refused client is closed without 
 
 Ends. close_notify is to TLS what FIN is to TCP: `write_eof` sends it and FIN behind it, and reading goes on;
 the peer's is told as `eof_received`. OpenSSL allows that for TLS 1.2 as well, where the RFC did not yet. A
-bare FIN says nothing about the peer, since anybody on the way can send it, and is taken by who sent it:
-
-- An instance's is a reset, as a cut-off answer must not look like a finished one. Most servers say so when
-  they close; Python's `http.server` and what is built on it do not, and `strict` false is for those.
-- A client's is FIN. Python's `ssl` sends no close_notify on close, so neither do requests and urllib3; for
-  many HTTP clients it is how connections end, which OpenSSL had to allow again. A reset
-  would drop what they sent last. What somebody can cut off that way is a request, as on a connection without
-  TLS. HAProxy and nginx take FIN so from both sides.
+bare FIN says nothing about the peer, since anybody on the way can send it. It is taken for an end all the
+same, as HAProxy and nginx do: Python's `ssl` sends no close_notify on close, so neither do requests, urllib3
+and `http.server`; for many it is how connections end, which OpenSSL had to allow again. A reset would drop
+what they sent last. With `strict` it is a reset: where a cut-off answer must not look like a finished one.
 
 Memory. A read is decrypted as far as the upper protocol wants it, and the rest is kept while the lower
 transport is not read: at most one read of 256 KiB. What is written is encrypted as far as the lower transport
@@ -336,13 +332,15 @@ async def connect_tls(
     context: ssl.SSLContext,
     server_name: str = "",
     *,
+    first: bytes = b"",
     strict: bool = True,
 ) -> tuple[TlsLayer, P]:
     """Connect to an instance's IP address, as `loop.create_connection` does, and shake hands.
 
-    `server_name`: the name that its certificate must have; "": the address. The protocol hears of the
-    connection once hands are shaken. Raises TlsConnectError, an OSError, with a text for the operator, or
-    another OSError. Has no time-out of its own; when that strikes, nothing is left open.
+    `server_name`: the name that its certificate must have; "": the address. `first` is sent before the
+    handshake: a PROXY header stands outside of TLS, as HAProxy and nginx write and read it. The protocol
+    hears of the connection once hands are shaken. Raises TlsConnectError, an OSError, with a text for the
+    operator, or another OSError. Has no time-out of its own; when that strikes, nothing is left open.
     """
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -353,6 +351,8 @@ async def connect_tls(
         except OSError as exc:
             # uvloop's text names the address, which its caller does as well.
             raise OSError(exc.errno, os.strerror(exc.errno)) if exc.errno else exc from exc
+        if first:
+            await loop.sock_sendall(sock, first)
         conversation = Conversation(loop, sock, context, server_name or host, server_side=False)
         try:
             await conversation.shake()

@@ -9,12 +9,13 @@ from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConnectError, OverloadError
 from tcpgw.pool import Pool
 from tcpgw.relay.circuit import Circuit, Search
+from tcpgw.relay.dial import InstanceTls, dial
 from tcpgw.relay.outcomes import Kind, Outcomes, blames, is_our_own
-from tcpgw.relay.session import Address
+from tcpgw.relay.session import Client
 from tcpgw.relay.stream import Side
 
-Hash = Callable[[Address | None], int]
-"""The key of a client's connection, as a 32-bit position. A client of a Unix socket has no address."""
+Hash = Callable[[Client], int]
+"""The key of a client's connection, as a 32-bit position."""
 
 
 class NoEndpointError(ConnectError):
@@ -48,17 +49,19 @@ class Upstream:
         *,
         timeout: float,
         tries: int,
+        outcomes: Outcomes,
+        circuit: Circuit,
         send_proxy: Literal["v1", "v2"] | None = None,
-        outcomes: Outcomes | None = None,
-        circuit: Circuit | None = None,
+        tls: InstanceTls | None = None,
         first_byte_timeout: float | None = None,
     ) -> None:
         self.pool = pool
-        self.outcomes = Outcomes(pool) if outcomes is None else outcomes
-        self.circuit = circuit or Circuit(pool)
+        self.outcomes = outcomes
+        self.circuit = circuit
         self.first_byte_timeout = first_byte_timeout
         self.facts: Mapping[str, object] = {"service": pool.service}  # for closing lines
         self.send_proxy = send_proxy
+        self._tls = tls
         self._hash = hash_
         self._timeout = timeout
         self._tries = tries
@@ -70,22 +73,26 @@ class Upstream:
     def service(self) -> str:
         return self.pool.service
 
-    async def connect(self, client: Address | None, new_side: Callable[[], Side]) -> Connected:
+    async def connect(self, client: Client, new_side: Callable[[], Side], first: bytes = b"") -> Connected:
         """Connect to the first candidate that answers, and count it as loaded until `release`.
 
-        Each try has a side of its own, so that what a given-up one still reports reaches nobody. Raises
-        NoEndpointError, ConnectError when every try failed, or OverloadError where a limit or something of
-        the gateway's own is in the way; then, and when cancelled, nothing is left open or counted.
+        `first` is sent to it before anything else. Each try has a side of its own, so that what a given-up
+        one still reports reaches nobody. Raises NoEndpointError, ConnectError when every try failed, or
+        OverloadError where a limit or something of the gateway's own is in the way; then, and when cancelled,
+        nothing is left open or counted.
         """
         search = Search(self.pool, self._hash(client))
         endpoint = await self._place(search)
         if endpoint is None:
             raise NoEndpointError(f"service {self.service} has no endpoint that takes connections")
         failures: list[str] = []
-        connected = await self._try(endpoint, new_side, search, failures)
-        return connected or await self._retry(new_side, search, failures)
+        opening = client.alpn, first
+        connected = await self._try(endpoint, new_side, search, failures, opening)
+        return connected or await self._retry(new_side, search, failures, opening)
 
-    async def _retry(self, new_side: Callable[[], Side], search: Search, failures: list[str]) -> Connected:
+    async def _retry(
+        self, new_side: Callable[[], Side], search: Search, failures: list[str], opening: tuple[str, bytes]
+    ) -> Connected:
         """Go on after the first try, within the budget that is for the retries of all clients."""
         retries = self.circuit.retries
         error = ""
@@ -95,7 +102,7 @@ class Upstream:
                 error = "; the retry budget is spent (retry_budget)"
                 break
             try:
-                if connected := await self._try(endpoint, new_side, search, failures):
+                if connected := await self._try(endpoint, new_side, search, failures, opening):
                     return connected
             finally:
                 retries.end()
@@ -108,12 +115,17 @@ class Upstream:
         return endpoint
 
     async def _try(
-        self, endpoint: Endpoint, new_side: Callable[[], Side], search: Search, failures: list[str]
+        self,
+        endpoint: Endpoint,
+        new_side: Callable[[], Side],
+        search: Search,
+        failures: list[str],
+        opening: tuple[str, bytes],
     ) -> Connected | None:
         """Connect there, and release it where that fails."""
         began = time.monotonic()
         try:
-            side = await self._dial(endpoint, new_side)
+            side = await self._dial(endpoint, new_side, opening)
         except (OSError, TimeoutError) as exc:
             self.release(endpoint)
             if is_our_own(exc):
@@ -133,7 +145,9 @@ class Upstream:
         self.outcomes[endpoint].connected += 1
         return Connected(endpoint, side, seconds, len(failures) + 1, search.position)
 
-    async def _dial(self, endpoint: Endpoint, new_side: Callable[[], Side]) -> Side:
+    async def _dial(
+        self, endpoint: Endpoint, new_side: Callable[[], Side], opening: tuple[str, bytes]
+    ) -> Side:
         """Connect within the time-out, or raise TimeoutError.
 
         One timer serves all dials of this upstream: `asyncio.timeout` makes one for each, which costs 6 µs or
@@ -146,14 +160,13 @@ class Upstream:
         if self._timer is None:
             self._timer = loop.call_later(self._timeout, self._expire, loop)
         try:
-            _, side = await loop.create_connection(new_side, *endpoint)
+            return await dial(loop, new_side, endpoint, self._tls, *opening)
         except asyncio.CancelledError:
             if task not in self._deadlines and not task.uncancel():
                 raise TimeoutError from None
             raise
         finally:
             self._deadlines.pop(task, None)
-        return side
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

@@ -158,3 +158,39 @@ def test_api_keys_need_no_openssl() -> None:
     code = "import sys, tcpgw.access.credentials; print('jwt' in sys.modules, 'cryptography' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.split() == ["False", "False"]
+
+
+# ---- after a change ----
+
+
+def test_what_a_key_file_still_says() -> None:
+    """A key upholds what it gave while its line says the same, and is there."""
+    made, other = new_key("alice", services=["main"]), new_key("bob")
+
+    def of(*lines: str) -> Credentials:
+        return Credentials(Keys(parse("\n".join(lines))), None, None, "l")
+
+    grant = of(made.line).verify(made.key.encode(), NOW)
+    assert of(other.line, made.line).upholds(grant, NOW)
+    assert not of(other.line).upholds(grant, NOW)
+    assert not of(made.line.replace("main", "other")).upholds(grant, NOW)
+    assert not of(f"{made.line} expires=2020-01-01").upholds(grant, NOW)
+    assert not Credentials(None, None, None, "l").upholds(grant, NOW)
+
+
+def test_what_subjects_still_say() -> None:
+    """What narrowed a grant may change as well: the grant is what its credential said, narrowed anew."""
+    made = new_key("alice")
+    keys = Keys(parse(made.line))
+
+    def of(*services: str) -> Credentials:
+        rule = Permissions(services=Names.of(services))
+        return Credentials(keys, None, Subjects({"alice": rule, "host": rule}), "l")
+
+    for grant in (of("main").verify(made.key.encode(), NOW), of("main").certificate(["host"])):
+        assert grant is not None
+        assert of("main").upholds(grant, NOW)
+        assert not of("main", "other").upholds(grant, NOW)
+    certified = of("main").certificate(["host"])
+    assert certified is not None
+    assert not Credentials(keys, None, Subjects({}), "l").upholds(certified, NOW)

@@ -1,6 +1,7 @@
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -192,7 +193,7 @@ def test_a_refused_name_takes_no_place() -> None:
     limiter = Limiter(Quota(connections=1, new_per_second=0.5), most=3)
     for name in ("a", "b", "c"):
         admitted(limiter, name).leave(0.0)
-    limiter.elsewhere = dict.fromkeys((str(n) for n in range(1000)), 1)
+    limiter.hear(dict.fromkeys((str(n) for n in range(1000)), 1))
     assert {said(limiter, str(n)) for n in range(1000)} == {Limit.CONNECTIONS}
     assert [said(limiter, name) for name in "abc"] == [Limit.RATE] * 3
     assert limiter.remembered == 3
@@ -255,33 +256,60 @@ def test_a_limit_that_is_lifted_holds_nobody() -> None:
 def test_connections_elsewhere_count() -> None:
     """What other processes have counts against a name's connections, as last heard, and nobody else's."""
     limiter = Limiter(Quota(connections=3), most=10)
-    limiter.elsewhere = {"a": 2}
+    limiter.hear({"a": 2})
     assert [said(limiter, "a") for _ in range(2)] == [None, Limit.CONNECTIONS]
     assert [said(limiter, "b") for _ in range(4)] == [None, None, None, Limit.CONNECTIONS]
-    limiter.elsewhere = {"a": 1, "b": 100}
+    limiter.hear({"b": 100})
+    assert said(limiter, "a") is Limit.CONNECTIONS
+    limiter.hear({"a": 1, "c": 0})
     assert [said(limiter, "a") for _ in range(2)] == [None, Limit.CONNECTIONS]
+    limiter.hear({"a": 0})
+    assert said(limiter, "a") is None
     assert limiter.remembered == 2
 
 
-def test_the_heavy_are_known_without_a_search() -> None:
-    """Names with a share are told with their counts, and that they changed can be seen from a number."""
+def test_others_are_told_of_who_has_a_share() -> None:
+    """From a share of the limit on, with what changed since the last time, and once for all of it."""
     limiter = Limiter(Quota(), most=10)
+    heard: list[None] = []
+    limiter.heard = lambda: heard.append(None)
     usages = [admitted(limiter, name) for name in ("a", "a", "b")]
-    assert limiter.changes == 0  # nobody has asked
-    assert limiter.heavy(2) == {"a": 2}
+    assert (limiter.news(), heard) == ({}, [])  # without a share nobody is told of
+    limiter.divide(2)
+    assert (limiter.news(), len(heard)) == ({"a": 2}, 1)
     admitted(limiter, "c")
     usages[2].leave(0.0)
-    assert limiter.changes == 0
+    assert (limiter.news(), len(heard)) == ({}, 1)
     admitted(limiter, "a")
-    assert limiter.changes == 1
-    answer = limiter.heavy(2)
-    assert answer == {"a": 3}
+    admitted(limiter, "c")
+    assert len(heard) == 2
+    assert limiter.news() == {"a": 3, "c": 2}
     usages[0].leave(0.0)
     usages[1].leave(0.0)
-    assert limiter.changes == 3
-    assert limiter.heavy(2) == {}
-    assert limiter.heavy(1) == {"a": 1, "c": 1}
-    assert answer == {"a": 3}
+    assert (limiter.news(), limiter.all_told(), len(heard)) == ({"a": 1}, {"a": 1, "c": 2}, 3)
+    limiter.divide(2)
+    assert limiter.news() == {"a": 0}
+    limiter.divide(1)
+    assert limiter.news() == {"a": 1}
+    limiter.divide(inf)
+    assert limiter.news() == {"a": 0, "c": 0}
+
+
+def test_others_are_told_of_whom_they_told_of() -> None:
+    """However few there are here: for as long as there are some."""
+    limiter = Limiter(Quota(connections=10), most=10)
+    limiter.divide(5)
+    usage = admitted(limiter, "a")
+    assert limiter.news() == {}
+    limiter.hear({"a": 5, "b": 5})
+    assert limiter.news() == {"a": 1}
+    other = admitted(limiter, "b")
+    assert limiter.news() == {"b": 1}
+    usage.leave(0.0)
+    limiter.hear({"b": 0})
+    assert limiter.news() == {"a": 0}
+    other.leave(0.0)
+    assert limiter.news() == {"b": 0}
 
 
 @pytest.mark.parametrize(
@@ -362,7 +390,14 @@ class LimiterMachine(RuleBasedStateMachine):
         self.usages: list[tuple[str, Usage]] = []
         self.new = {name: Tokens(0.5, 2) for name in "abcdef"}
         self.bytes_in = {name: Tokens(KIB64, KIB64) for name in "abcdef"}
-        self.told = (0, self.limiter.heavy(2))
+        self.elsewhere: dict[str, int] = {}
+        self.known: dict[str, int] = {}  # by others, of this one
+        self.heard = False
+        self.limiter.heard = self.note
+        self.limiter.divide(2)
+
+    def note(self) -> None:
+        self.heard = True
 
     def connections(self) -> Counter[str]:
         return Counter(name for name, _ in self.usages)
@@ -373,7 +408,7 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from("abcdef"))
     def admit(self, name: str) -> None:
-        own, elsewhere = self.connections()[name], self.limiter.elsewhere.get(name, 0)
+        own, elsewhere = self.connections()[name], self.elsewhere.get(name, 0)
         found = self.limiter.admit(name, self.now)
         if own + elsewhere >= 3:
             assert found is Limit.CONNECTIONS
@@ -404,7 +439,8 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule(elsewhere=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 4), max_size=2))
     def hear(self, elsewhere: dict[str, int]) -> None:
-        self.limiter.elsewhere = elsewhere
+        self.limiter.hear(elsewhere)
+        self.elsewhere |= elsewhere
 
     @rule()
     def change_nothing(self) -> None:
@@ -416,11 +452,18 @@ class LimiterMachine(RuleBasedStateMachine):
         assert connected <= self.limiter.remembered <= max(self.most, connected)
 
     @invariant()
-    def the_heavy_are_those_with_a_share(self) -> None:
-        changes, heavy = self.limiter.changes, self.limiter.heavy(2)
-        assert heavy == {name: count for name, count in self.connections().items() if count >= 2}
-        assert (changes == self.told[0]) is (heavy == self.told[1])
-        self.told = (changes, heavy)
+    def others_know_who_has_a_share(self) -> None:
+        news = self.limiter.news()
+        assert self.heard is bool(news)
+        self.heard = False
+        before = {name for name, count in self.known.items() if count}
+        self.known |= news
+        known = {name: count for name, count in self.known.items() if count}
+        assert known == {
+            name: count
+            for name, count in self.connections().items()
+            if count >= 2 or self.elsewhere.get(name) or name in before
+        }
 
 
 class BoundedLimiterMachine(LimiterMachine):

@@ -26,6 +26,7 @@ from tcpgw.discovery.modelarts import ModelArtsSource
 from tcpgw.discovery.static import StaticSource
 from tcpgw.endpoints import Endpoint, Member
 from tcpgw.errors import CredentialError, DiscoveryError
+from tcpgw.relay.session import Someone
 from tcpgw.relay.sockets import BindError
 from tests.support.instances import events, listener, modelarts
 from tests.support.processes import relaying
@@ -246,34 +247,39 @@ def test_the_table_has_the_size_that_was_asked_for() -> None:
 
 # ---- keys ----
 
+SEVEN = Someone(("10.0.0.7", 40000))
+NOWHERE = Someone(None)  # of a Unix socket
+
 
 def test_source_ip_is_the_address_alone() -> None:
     """A client's port does not matter, and the hash is the kernel's."""
     hash_ = make_hash("source_ip", "l", hashing.SEED)
-    assert hash_(("10.0.0.7", 40000)) == hash_(("10.0.0.7", 50000))
-    assert hash_(("10.0.0.7", 1)) == hashing.jhash(ipaddress.ip_address("10.0.0.7").packed, hashing.SEED)
-    assert hash_(("10.0.0.8", 1)) != hash_(("10.0.0.7", 1))
+    assert hash_(SEVEN) == hash_(Someone(("10.0.0.7", 50000)))
+    assert hash_(Someone(("10.0.0.7", 1))) == hashing.jhash(
+        ipaddress.ip_address("10.0.0.7").packed, hashing.SEED
+    )
+    assert hash_(Someone(("10.0.0.8", 1))) != hash_(Someone(("10.0.0.7", 1)))
 
 
 def test_source_ip_port_is_both() -> None:
     """Two connections of one client are two keys."""
     hash_ = make_hash("source_ip_port", "l", hashing.SEED)
-    assert hash_(("10.0.0.7", 40000)) == hashing.source_ip_port("10.0.0.7", 40000, hashing.SEED)
-    assert hash_(("10.0.0.7", 40000)) != hash_(("10.0.0.7", 40001))
+    assert hash_(SEVEN) == hashing.source_ip_port("10.0.0.7", 40000, hashing.SEED)
+    assert hash_(SEVEN) != hash_(Someone(("10.0.0.7", 40001)))
 
 
 def test_a_listener_is_one_key() -> None:
     """All clients of a listener go to one endpoint, and another listener's may go elsewhere."""
     hash_ = make_hash("listener", "l", hashing.SEED)
-    assert hash_(("10.0.0.7", 40000)) == hash_(("10.0.0.8", 1)) == hash_(None) == hashing.other(b"l")
-    assert hash_(None) != make_hash("listener", "m", hashing.SEED)(None)
+    assert hash_(SEVEN) == hash_(Someone(("10.0.0.8", 1))) == hash_(NOWHERE) == hashing.other(b"l")
+    assert hash_(NOWHERE) != make_hash("listener", "m", hashing.SEED)(NOWHERE)
 
 
 @pytest.mark.parametrize("key", ["source_ip", "source_ip_port"])
 def test_a_client_without_an_address_is_spread(key: str) -> None:
     """Clients of a Unix socket have nothing to keep them with one endpoint."""
     hash_ = make_hash(key, "l", hashing.SEED)
-    positions = {hash_(None) for _ in range(100)}
+    positions = {hash_(NOWHERE) for _ in range(100)}
     assert len(positions) > 90
     assert all(0 <= position < 1 << 32 for position in positions)
 
@@ -282,8 +288,7 @@ def test_a_client_without_an_address_is_spread(key: str) -> None:
 def test_another_seed_is_another_choice(key: str) -> None:
     """The position by which a split chooses says nothing about the one that chooses the endpoint."""
     by_split, by_policy = (make_hash(key, "l", seed) for seed in (hashing.SPLIT_SEED, hashing.SEED))
-    client = ("10.0.0.7", 40000)
-    assert by_split(client) != by_policy(client)
+    assert by_split(SEVEN) != by_policy(SEVEN)
 
 
 async def test_tables_are_built_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,3 +305,21 @@ async def test_tables_are_built_beside_the_loop(monkeypatch: pytest.MonkeyPatch)
             pass
     assert len(builders) == 1
     assert builders[0] is not threading.main_thread()
+
+
+async def test_a_reload_while_files_are_taken(tmp_path: Path) -> None:
+    """A file that changes during a reload brings the configuration before it back in no part."""
+    (tmp_path / "keys").write_text("# nobody")
+    text = relaying([("127.0.0.1", 9)], listener='access = { api_keys = "keys" }')
+    one, two = loads(text, tmp_path), loads(text + listener(name="m"), tmp_path)
+    async with nothing_left(), Gateway(one) as gateway:
+        contents = {"listener[0].access.api_keys": b"# changed"}
+        async with gateway.relays._one:  # as another change has it
+            reload = asyncio.create_task(gateway.reload(two))
+            await until(lambda: gateway.relays._one._waiters)
+            taking = asyncio.create_task(gateway._take(contents))
+            await asyncio.sleep(0)
+        await in_time(reload)
+        await in_time(taking)
+        assert gateway.listeners.keys() == {"l", "m"}
+        assert gateway.relays.contents == {"listener[0].access.api_keys": b"# nobody"}

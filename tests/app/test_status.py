@@ -25,7 +25,8 @@ def test_what_workers_counted_stands_beside_what_the_supervisor_knows() -> None:
             }
         },
     }
-    found = made(config, [], {"l": "127.0.0.1:80"}, {"s": snapshot}, totals)
+    health = {"panic": False, "ejections": 2, "states": {str(here): "healthy", str(new): "unknown"}}
+    found = made(config, [], {"l": "127.0.0.1:80"}, {"s": snapshot}, totals, {"s": health})
     assert found["listeners"] == {
         "l": {"address": "127.0.0.1:80", "accepted": 5},
         "old": {"address": None, "accepted": 2},
@@ -34,7 +35,11 @@ def test_what_workers_counted_stands_beside_what_the_supervisor_knows() -> None:
         "version": 7,
         "taken_at": 12.5,
         "rpc": {"answered": 4},
-        "endpoints": {str(here): {"connected": 2, "weight": 3}, str(new): {"weight": 1}},
+        "health": {"panic": False, "ejections": 2},
+        "endpoints": {
+            str(here): {"connected": 2, "weight": 3, "state": "healthy"},
+            str(new): {"weight": 1, "state": "unknown"},
+        },
     }
 
 
@@ -52,7 +57,7 @@ def test_before_the_first_snapshot_there_is_little_to_say() -> None:
         )
 
     workers = [worker(1), worker(2, accepting=True), worker(3, accepting=True, leaving=True)]
-    found = made(config, workers, {}, {}, {})
+    found = made(config, workers, {}, {}, {}, {})
     assert [one["state"] for one in found["workers"]] == ["starting", "accepting", "leaving"]
     assert [one["pid"] for one in found["workers"]] == [11, 12, 13]
     assert found["listeners"] == {}

@@ -83,7 +83,9 @@ def test_the_order_of_the_input_does_not_matter(weights: dict[Endpoint, float], 
     assert table_of(Maglev(weights, 1009), 1009) == table_of(Maglev(dict(shuffled), 1009), 1009)
 
 
-@settings(deadline=None, max_examples=12)
+# The same examples each time: in a table this small two endpoints may have steps so alike (one in some ten
+# thousand pairs) that they move together, which says nothing about the others.
+@settings(deadline=None, max_examples=12, derandomize=True)
 @given(st.dictionaries(endpoints, st.just(1), min_size=2, max_size=20), st.data())
 def test_removing_or_adding_one_moves_little_else(
     weights: dict[Endpoint, float], data: st.DataObject

@@ -94,6 +94,7 @@ def test_the_full_sample_is_read_as_it_was_written() -> None:
         server_name="resnet.internal",
         certificate=Path("/etc/tcpgw/gateway.pem"),
         key=Path("/etc/tcpgw/gateway.key"),
+        strict=True,
     )
     assert isinstance(service.health.active, HttpCheck)
     assert list(map(str, service.health.active.status)) == ["200-299", "404", "418"]

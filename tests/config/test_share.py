@@ -115,7 +115,7 @@ def test_what_an_endpoint_may_have_is_shared() -> None:
     assert share(config(), 4).service[0].connect == config().service[0].connect
 
 
-@pytest.mark.parametrize(("memory", "workers", "part"), [("1GiB", 4, 256 * MIB), ("1GiB", 100, 64 * MIB)])
+@pytest.mark.parametrize(("memory", "workers", "part"), [("1GiB", 4, 256 * MIB), ("1GiB", 100, 128 * MIB)])
 def test_resident_memory_is_shared_as_far_as_a_worker_lives(memory: str, workers: int, part: int) -> None:
     """A worker that has no more than its own code would turn everybody away; no limit stays none."""
     overload = f'[gateway.overload]\nmemory = "{memory}"\nlag = "1s"'

@@ -82,8 +82,8 @@ def test_json_tells_of_a_run_that_kept_every_promise(tmp_path: Path) -> None:
     assert (result["failed"], result["bytes_mismatched"], result["moved_while_steady"]) == (0, 0, 0)
     assert result["moved_on_remove"] == result["keys_on_killed"] > 0
     assert result["keys"] / 4 / 3 <= result["moved_on_add"] <= result["keys"] / 4 * 2
-    # Each key of the killed instance came at least once while the cloud still listed it.
-    assert result["second_choice"] >= result["keys_on_killed"]
+    # Those who came before it was ejected, which takes five refusals.
+    assert result["second_choice"] >= min(5, result["keys_on_killed"])
     assert len(result["per_endpoint"]) == 9
     assert all(result["per_endpoint"].values())
     assert sum(result["per_endpoint"].values()) + result["cut_with_instance"] >= result["connections"] > 1000

@@ -53,7 +53,7 @@ def test_who_fails_its_clients_is_ejected_tried_and_back() -> None:
     succeed(panel, A, now=NOW + 31)
     assert panel.shares(NOW + 31) == {}
     assert panel.changes() == [
-        Change(A, State.HEALTHY, State.EJECTED, "5 failed in a row"),
+        Change(A, State.HEALTHY, State.EJECTED, "5 failed in a row: out for 30 s"),
         Change(A, State.EJECTED, State.TRIAL, "its ejection is over"),
         Change(A, State.TRIAL, State.HEALTHY, "3 succeeded in its trial"),
     ]
@@ -87,16 +87,34 @@ def test_at_most_half_are_ejected() -> None:
         assert not panel.panic
 
 
-def test_who_is_in_trial_is_counted() -> None:
-    """Those in trial carry next to nothing, so nobody else is ejected in their place."""
+def test_who_is_in_trial_makes_room() -> None:
+    """Those in trial count as out, but who fails for certain goes before who may work."""
     panel = panel_of(A, B, C)
     fail(panel, A)
+    panel.changes()
     fail(panel, B, now=NOW + 30)
-    assert states(panel) == "thh"
-    succeed(panel, A, now=NOW + 31)
-    assert states(panel) == "hhh"
-    fail(panel, B, count=1, now=NOW + 32)
     assert states(panel) == "hxh"
+    assert panel.ejections == 2
+    assert panel.changes() == [
+        Change(A, State.EJECTED, State.TRIAL, "its ejection is over"),
+        Change(
+            A, State.TRIAL, State.HEALTHY,
+            f"released: {B} fails, and no more than 1 may be ejected (max_ejected)",
+        ),
+        Change(B, State.HEALTHY, State.EJECTED, "5 failed in a row: out for 30 s"),
+    ]  # fmt: skip
+    fail(panel, A, now=NOW + 31)
+    assert states(panel) == "hxh"
+    assert panel.spared == 1
+
+
+def test_the_longest_in_trial_makes_room() -> None:
+    """Of several in trial the one that was ejected first; the other's trial goes on."""
+    panel = panel_of(A, B, C, D)
+    fail(panel, B)
+    fail(panel, A, now=NOW + 1)
+    fail(panel, C, now=NOW + 31)
+    assert states(panel) == "thxh"
 
 
 def test_a_share_of_many_is_not_rounded_away() -> None:
@@ -107,6 +125,17 @@ def test_a_share_of_many_is_not_rounded_away() -> None:
     assert panel.ejections == 29
 
 
+def test_shares_are_made_when_something_changes() -> None:
+    """A check that finds what is known, and a success of what works, cost nothing for the other endpoints."""
+    panel = panel_of(A, B)
+    fail(panel, A)
+    shares = panel.shares(NOW)
+    check(panel, "+", A, B)
+    succeed(panel, B)
+    assert panel.shares(NOW + 29) is shares
+    assert panel.shares(NOW + 30) == {A: TRIAL}
+
+
 def test_the_only_instance_is_never_ejected() -> None:
     """With one endpoint there is nothing to be gained: it is spared, said once, until it succeeds."""
     panel = panel_of(A, terms=Terms(max_ejected=1.0))
@@ -115,7 +144,7 @@ def test_the_only_instance_is_never_ejected() -> None:
     assert states(panel) == "h"
     assert panel.shares(NOW) == {}
     assert (panel.ejections, panel.spared) == (0, 1)
-    why = "spared in spite of 5 failed in a row: no more than 0 may be ejected"
+    why = "spared in spite of 5 failed in a row: no other endpoint is usable"
     assert panel.changes() == [Change(A, State.HEALTHY, State.HEALTHY, why)]
     succeed(panel, A)
     fail(panel, A)
@@ -155,27 +184,38 @@ def test_an_outcome_of_two_faces_is_told_in_order() -> None:
         changes = panel.changes()
         why = "2 failed in a row"
         if after is State.EJECTED:
-            assert changes == [Change(A, State.UNKNOWN, State.EJECTED, why)]
+            assert changes == [Change(A, State.UNKNOWN, State.EJECTED, f"{why}: out for 30 s")]
         else:
             assert changes[0] == Change(A, State.UNKNOWN, State.HEALTHY, "real traffic succeeded")
             assert changes[1][:3] == (A, State.HEALTHY, State.HEALTHY)
             assert why in changes[1].why
 
 
-def test_one_in_trial_is_not_enough_to_eject_the_last() -> None:
-    """Who carries a tenth of its weight does not stand in for the last that carries all."""
-    panel = panel_of(A, B, terms=Terms(max_ejected=1.0))
+def test_a_trial_without_work_keeps_no_sick_one() -> None:
+    """Of two, one in trial may get no work where keys choose: the other is ejected all the same."""
+    panel = panel_of(A, B)
     fail(panel, A)
+    fail(panel, B, now=NOW + 3600)
+    assert states(panel) == "hx"
+    assert panel.shares(NOW + 3600) == {B: OUT}
+
+
+def test_who_is_in_trial_carries_where_there_is_room() -> None:
+    """Without a release the one in trial is all that is left, and is given all of its weight."""
+    panel = panel_of(A, B, C, terms=Terms(max_ejected=0.7, panic=0.0))
+    fail(panel, A)
+    check(panel, "---", C, now=NOW + 30)
     fail(panel, B, now=NOW + 30)
-    assert states(panel) == "th"
+    assert states(panel) == "txu"
+    assert panel.shares(NOW + 30) == {B: OUT, C: OUT}
 
 
 def test_a_trial_with_nobody_else_goes_on() -> None:
     """Without a panic, one in trial that is all there is gets all, and is spared what would leave nobody."""
     panel = panel_of(A, B, C, D, terms=Terms(panic=0.0))
     fail(panel, A, B)
-    check(panel, "---", C, D)
-    assert set(panel.shares(NOW)) == {A, B, C, D}
+    assert panel.shares(NOW + 30) == {A: TRIAL, B: TRIAL}
+    check(panel, "---", C, D, now=NOW + 30)
     assert panel.shares(NOW + 30) == {C: OUT, D: OUT}
     fail(panel, A, count=1, now=NOW + 30)
     assert states(panel) == "xtuu"
@@ -193,6 +233,31 @@ def test_a_trial_with_nobody_else_goes_on() -> None:
     assert states(panel) == "xhuu"
 
 
+def test_the_ejected_are_used_where_the_last_falls_ill() -> None:
+    """Without a panic, whom no check calls sick is back, the longest out first, and not in its own time."""
+    panel = panel_of(A, B, C, D, terms=Terms(max_ejected=0.75, panic=0.0))
+    fail(panel, A)
+    fail(panel, C, now=NOW + 1)
+    fail(panel, B, now=NOW + 2)
+    check(panel, "---", A, D, now=NOW + 3)
+    assert states(panel) == "uxhu"
+    assert set(panel.shares(NOW + 3)) == {A, B, D}
+    assert panel.changes()[-1] == Change(C, State.EJECTED, State.HEALTHY, "released: nobody is usable")
+    check(panel, "---", B, C, now=NOW + 3)
+    assert states(panel) == "uuuu"
+    assert len(panel.shares(NOW + 3)) == 4
+
+
+def test_a_sick_one_that_is_due_a_trial_is_no_help() -> None:
+    """Where nobody is usable, the one that is released is one that no check calls sick."""
+    panel = panel_of(A, B, C, terms=Terms(max_ejected=0.7, panic=0.0))
+    fail(panel, A)
+    check(panel, "---", A)
+    fail(panel, B, now=NOW + 30)
+    check(panel, "---", C, now=NOW + 30)
+    assert states(panel) == "uhu"
+
+
 def test_who_was_spared_once_may_be_spared_again() -> None:
     """That it was spared is forgotten when it is ejected, so that the next time is told too."""
     panel = panel_of(A, B, terms=Terms(panic=0.0))
@@ -201,8 +266,8 @@ def test_who_was_spared_once_may_be_spared_again() -> None:
     check(panel, "++", B)
     fail(panel, A)
     check(panel, "---", B)
-    fail(panel, A, count=1, now=NOW + 30)
-    assert states(panel) == "tu"
+    fail(panel, A, now=NOW + 30)
+    assert states(panel) == "hu"
     assert panel.spared == 2
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
-from tcpgw.health.panel import Change, Panel, Share
-from tcpgw.health.verdict import State, Terms
+from tcpgw.health.panel import Change, Panel
+from tcpgw.health.verdict import State, Terms, Verdict
 from tests.support.panels import NOW, OUT, A, B, C, D, E, check, fail, panel_of, states, succeed
 
 STRANGER = Endpoint("10.9.9.9", 9)
@@ -83,7 +84,7 @@ def test_those_that_are_too_many_are_released() -> None:
     panel.changes()
     panel.retain({A: 1, B: 1, C: 1, D: 1, E: 1}, NOW + 62)
     assert states(panel) == "xhxhh"
-    why = "released: no more than 2 may be ejected"
+    why = "released: no more than 2 may be ejected (max_ejected)"
     assert panel.changes()[-1] == Change(B, State.TRIAL, State.HEALTHY, why)
     panel.retain({A: 1, B: 0, C: 1, D: 1}, NOW + 62)
     assert states(panel) == "xdhh"
@@ -170,6 +171,19 @@ def test_where_all_start_slowly_the_first_gets_all() -> None:
     assert panel.shares(NOW + 10) == {E: ramp(6)}
 
 
+def test_the_end_of_a_panic_is_no_slow_start() -> None:
+    """Who is found usable in a panic had all of its weight: else the one that is not new would get it all."""
+    panel = panel_of(A, B, C, D, terms=SLOW)
+    check(panel, "---", A, B, C)
+    assert panel.panic
+    check(panel, "++", A, now=NOW + 1)
+    assert not panel.panic
+    assert panel.shares(NOW + 1) == {B: OUT, C: OUT}
+    assert panel.next_at is None
+    check(panel, "++", B, now=NOW + 2)
+    assert panel.shares(NOW + 2) == {B: ramp(0), C: OUT}
+
+
 def test_a_reload_keeps_states() -> None:
     """Other terms take nothing back: who is out stays out as long as it was told, and is judged on."""
     panel = panel_of(A, B, C, D)
@@ -224,3 +238,24 @@ def test_turning_slow_start_off_ends_it() -> None:
     panel.change(Terms(), NOW + 0.5)
     assert panel.shares(NOW + 0.5) == {}
     assert panel.next_at is None
+
+
+def test_a_change_costs_nothing_for_each_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks at all endpoints is who asks for shares or `next_at`, however many changed before."""
+    looked: list[float] = []
+    look = Verdict.ramp
+
+    def ramp(verdict: Verdict, slow_start: float, now: float) -> float:
+        looked.append(now)
+        return look(verdict, slow_start, now)
+
+    monkeypatch.setattr(Verdict, "ramp", ramp)
+    panel = panel_of(A, terms=SLOW)
+    endpoints = [Endpoint("10.0.0.2", port) for port in range(1, 101)]
+    panel.retain(dict.fromkeys(endpoints, 1), NOW)
+    check(panel, "+", *endpoints)
+    succeed(panel, *endpoints)
+    assert looked == []
+    for _ in range(2):
+        assert panel.next_at == NOW + 1
+        assert len(looked) == 100

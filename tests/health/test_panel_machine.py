@@ -7,8 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
-from tcpgw.health.panel import Panel, Share
+from tcpgw.health.panel import Panel
 from tcpgw.health.verdict import Outcome, State, Terms
 
 ENDPOINTS = [Endpoint("10.0.0.1", port) for port in range(1, 8)]
@@ -88,16 +89,13 @@ class Judging(RuleBasedStateMachine):
                 self._happen(endpoint, outcome)
 
     def _happen(self, endpoint: Endpoint, outcome: Outcome) -> None:
-        """No ejection leaves nobody usable; one out of a trial leaves one usable or in trial."""
+        """Each ejection leaves one that is usable, or in trial with all of its weight."""
         before = self.panel.states
         self.panel.happened(endpoint, outcome, self.now)
         after = self.panel.states
         if after.get(endpoint) is State.EJECTED and before[endpoint] is not State.EJECTED:
             others = {state for other, state in after.items() if other != endpoint}
-            enough = {State.UNKNOWN, State.HEALTHY}
-            if before[endpoint] is State.TRIAL:
-                enough.add(State.TRIAL)
-            assert others & enough
+            assert others & {State.UNKNOWN, State.HEALTHY, State.TRIAL}
             assert outcome.failures or not outcome.successes or self.terms.failure_rate
             assert self.terms.passive
 
@@ -173,6 +171,13 @@ class Judging(RuleBasedStateMachine):
         assert held <= floor(self.terms.max_ejected * total + 1e-9)
         assert held < max(total, 1)
         assert self.terms.passive or not held
+
+    @invariant()
+    def nobody_is_out_where_nobody_carries(self) -> None:
+        """Who is ejected is so because others do its work, or all do, in a panic."""
+        states = set(self.panel.states.values())
+        if State.EJECTED in states and not self.panel.panic:
+            assert states & {State.UNKNOWN, State.HEALTHY, State.TRIAL}
 
     @invariant()
     def shares_follow_from_states(self) -> None:

@@ -222,10 +222,11 @@ async def test_rpc() -> None:
         assert await checked(probes.rpc("tcpgw.ping", expect="pong"), endpoint) is None
         assert await checked(probes.rpc("add", [1, 2], expect=3), endpoint) is None
         assert await checked(probes.rpc("add", [1, 2], expect=4), endpoint) == "answered 3 instead of 4"
-        why = await checked(probes.rpc("nowhere"), endpoint)
-        assert why is not None
-        assert why.startswith("error ")
-        assert (await checked(probes.rpc("fail"), endpoint) or "").startswith("error ")
+        assert await checked(probes.rpc("nowhere"), endpoint) is None
+        for method in ("nowhere", "fail"):
+            why = await checked(probes.rpc(method, expect=1), endpoint)
+            assert why is not None
+            assert why.startswith("error ")
 
 
 async def test_rpc_through_tls(ca: trustme.CA) -> None:

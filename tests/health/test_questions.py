@@ -88,10 +88,11 @@ def test_rpc_request() -> None:
 
 @pytest.mark.parametrize("framed", [True, False])
 def test_rpc_answer(framed: bool) -> None:
-    """Any answer that is no error passes once it is whole, whatever is notified before it."""
+    """Any answer passes once it is whole, an error too, whatever is notified before it."""
     encode = answered if framed else pack
     answer = encode([2, "note", []]) + encode([1, 1, None, {"any": b"thing"}])
     assert every_prefix(rpc(framed=framed), answer) == ["more", PASSED]
+    assert rpc(framed=framed).judge(encode([1, 1, "no such method", None])) == PASSED
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,12 @@ def test_rpc_answer(framed: bool) -> None:
     ],
 )
 def test_rpc_error(error: object, why: str) -> None:
-    """An error fails, and the reason says which, at a bounded length."""
-    assert rpc().judge(answered([1, 1, error, None])) == why
+    """Where a result is expected an error fails, and the reason says which, at a bounded length.
+
+    An error that answers nothing is one of a request that could not be read, and fails in any case.
+    """
+    assert rpc(expect=1).judge(answered([1, 1, error, None])) == why
+    assert rpc(expect=1).judge(answered([1, None, error, None])) == why
     assert rpc().judge(answered([1, None, error, None])) == why
 
 

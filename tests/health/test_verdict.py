@@ -119,6 +119,8 @@ def test_failures_in_a_row_are_guilt() -> None:
     assert not verdict.happened(Outcome(1, 4, 2), TERMS, NOW).guilty
     assert not verdict.happened(fails(2), TERMS, NOW).guilty
     assert verdict.happened(fails(1), TERMS, NOW) == Finding(True, "5 failed in a row")
+    told = Outcome(0, 1, 1, "reset")
+    assert verdict.happened(told, TERMS, NOW) == Finding(True, "6 failed in a row, the last by reset")
     assert not verdict.happened(works(), TERMS, NOW).guilty
 
 

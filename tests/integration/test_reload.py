@@ -28,7 +28,7 @@ from tests.support import instances as streams
 from tests.support.instances import account, events, members, modelarts, running
 from tests.support.processes import free_port
 from tests.support.rpc import Client, Instance, connected, echo, hold
-from tests.support.streams import Peer, dial, in_time, listening, open_sockets, until
+from tests.support.streams import UNJUDGED, Peer, dial, in_time, listening, open_sockets, until
 
 # ---- configurations ----
 
@@ -40,6 +40,7 @@ def service(*endpoints: str, name: str = "s", more: str = "", policy: str = "rou
         name = "{name}"
         discovery = {{ type = "static", endpoints = [{listed}] }}
         balance = {{ policy = "{policy}" }}
+        health = {{ {UNJUDGED} }}
         {more}
     """
 
@@ -803,7 +804,8 @@ async def test_status_is_plain() -> None:
             status = msgpack.unpackb(msgpack.packb(g.relays.status()))
             assert status["listeners"].keys() == {"l", "m"}
             assert status["listeners"]["l"]["active"] == 1
-            of_s, of_t = ({"weight": 1, "inflight": 0, "connected": n, "failed": 0} for n in (2, 1))
+            known = {"weight": 1, "inflight": 0, "failed": 0, "successes": 1, "failures": {}}
+            of_s, of_t = (known | {"connected": connections} for connections in (2, 1))
             assert status["services"]["s"]["endpoints"] == {
                 a.endpoint: of_s
             }  # small requests, and large ones

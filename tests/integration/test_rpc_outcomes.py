@@ -1,6 +1,7 @@
 """What requests, and the connections that they share, say of their instances."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,9 @@ KINDS = [kind for kind in Kind if kind is not Kind.ERROR]
 
 
 def judging(g: Bed, *more: Kind) -> Outcomes:
+    reports = g.gateway.relays.reports._task
+    assert reports is not None
+    reports.cancel()  # what is new is for the test to take
     g.service.outcomes.change([*KINDS, *more], failures=5)
     return g.service.outcomes
 
@@ -68,7 +72,7 @@ async def test_errors_where_they_count(rules: str) -> None:
             client.ask(number)
         await client.got(7)
         assert found(g, instance) == (0, {Kind.ERROR: 7})
-        assert list(outcomes.take().values()) == [(0, 7, 7)]
+        assert list(outcomes.take().values()) == [(0, 7, 7, "error")]
         instance.behave = echo
         assert await client.call(bytes(100_000)) == [bytes(100_000)]
         assert await client.is_served()
@@ -122,19 +126,28 @@ async def test_answers_before_nonsense_are_successes() -> None:
         await until(lambda: found(g, instance) == (1, {Kind.PROTOCOL: 1}))
 
 
-async def test_each_request_without_an_answer_is_a_failure() -> None:
-    """Each has waited for its whole time; what is answered late is no success."""
+async def test_a_client_s_requests_that_are_late_together_are_one_failure() -> None:
+    """However many a look finds on a connection, one for each client; what is answered late is no success."""
     instance = Instance(hold)
-    async with bed(instance, listener='request_timeout = "200ms"') as g:
+    async with bed(instance, listener='request_timeout = "1m"') as g:
         outcomes = judging(g)
-        client = await g.client()
+        first, second = await g.client(), await g.client()
         for number in range(4):
-            client.ask(number, number)
-        await client.got(4)
-        assert found(g, instance) == (0, {Kind.TIMEOUT: 4})
+            first.ask(number, number)
+        await until(lambda: len(instance.held) == 4)
+        g.service._sweep(time.monotonic() + 61.0)
+        await first.got(4)
+        assert found(g, instance) == (0, {Kind.TIMEOUT: 1})
+        for number in range(4):
+            first.ask(number, number)
+            second.ask(number, number)
+        await until(lambda: len(instance.held) == 12)
+        g.service._sweep(time.monotonic() + 61.0)
+        await second.got(4)
+        assert found(g, instance) == (0, {Kind.TIMEOUT: 3})
         instance.answer_all()
-        await until(lambda: g.dropped == 4)
-        assert list(outcomes.take().values()) == [(0, 4, 4)]
+        await until(lambda: g.dropped == 12)
+        assert list(outcomes.take().values()) == [(0, 3, 3, "timeout")]
 
 
 async def test_a_deadline_that_nobody_can_keep_blames_nobody() -> None:
@@ -167,19 +180,30 @@ async def test_what_waited_for_room_blames_nobody() -> None:
 
 
 async def test_connects_that_fail() -> None:
-    """Refused or in vain: each try is a failure, and being connected is no success."""
+    """Refused or in vain, the first try is a failure and no other; being connected is no success."""
     instance = Instance()
     with refusing() as dead, silent() as nobody:
         connect = 'connect = { timeout = "50ms" }'
         async with bed(instance, endpoints=[dead, nobody], service=connect) as g:
-            outcomes = g.service.outcomes
-
-            def failures(address: str) -> int:
-                return outcomes[Endpoint.parse(address)].failures[Kind.CONNECT]
-
-            await until(lambda: failures(dead) >= 2 and failures(nobody) >= 2)
-            assert outcomes[Endpoint.parse(dead)].failed == failures(dead)
+            both = [g.service.outcomes[Endpoint.parse(address)] for address in (dead, nobody)]
+            await until(lambda: all(one.failed >= 4 for one in both))
+            assert [one.failures[Kind.CONNECT] for one in both] == [1, 1]
             assert found(g, instance) == (0, {})
+
+
+async def test_an_instance_that_restarts() -> None:
+    """Each time that it is gone is one failure, however often and by how many lanes it is tried meanwhile."""
+    instance = Instance()
+    async with bed(instance) as g:
+        judging(g)
+        outcome = g.service.outcomes[Endpoint.parse(instance.endpoint)]
+        for times in (1, 2):
+            failed = outcome.failed
+            instance.kill()
+            await until(lambda failed=failed: outcome.failed >= failed + 4)  # type: ignore[misc]
+            await instance.start()
+            await until(lambda: g.target(instance).main.open)
+            assert found(g, instance) == (0, {Kind.CONNECT: times})
 
 
 async def test_what_we_end_ourselves_blames_nobody() -> None:

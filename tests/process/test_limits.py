@@ -98,6 +98,27 @@ def test_memory_that_is_used_again_is_kept() -> None:
     assert int(ran.stdout) < 100
 
 
+KEPT = """
+from tcpgw.process.limits import keep_heap, release_heap
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+keep_heap()
+before = resident()
+blocks = [bytes(1 << 16) for _ in range(1600)]
+last = bytes(1 << 16)
+del blocks
+assert release_heap() and release_heap()
+print(resident() - before)
+"""
+
+
+def test_memory_that_is_kept_can_be_given_back() -> None:
+    """Of 100 MiB that were freed below something in use, next to nothing stays."""
+    ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 8 << 20
+
+
 # ---- CPUs ----
 
 

@@ -53,7 +53,11 @@ class Bed:
         self.logs = logs
         self.taken: list[socket.socket] = []
         self.acceptor = Acceptor(
-            cast("list[socket.socket]", sockets), self.taken, most, self._take, structlog.get_logger()
+            cast("list[socket.socket]", sockets),
+            self.taken,
+            lambda: most - len(self.taken),
+            self._take,
+            structlog.get_logger(),
         )
         self.acceptor.resume()
 

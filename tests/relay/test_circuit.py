@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import pytest
 
 from tcpgw.balancing.loads import Loads
 from tcpgw.balancing.policy import Keyless
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.errors import OverloadError
 from tcpgw.pool import Pool
@@ -32,6 +33,10 @@ class Keyed(Keyless):
         for endpoint in (*self.endpoints[start:], *self.endpoints[:start]):
             if (position, endpoint) not in self.closed:
                 yield endpoint
+
+    def under(self, shares: Mapping[Endpoint, Share]) -> Self:
+        assert not shares
+        return self
 
     def explain(self, position: int) -> str:
         return f"from {position} on"

@@ -227,5 +227,5 @@ async def test_many_are_looked_at_little_by_little(monkeypatch: pytest.MonkeyPat
 def test_causes_have_reasons() -> None:
     """Of those that the gateway ends itself."""
     assert [cause.reason.value for cause in Cause] == [
-        "drained", "drained", "drained", "max_age", "rebalanced"
+        "drained", "drained", "drained", "max_age", "rebalanced", "access_ended"
     ]  # fmt: skip

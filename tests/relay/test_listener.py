@@ -276,7 +276,7 @@ async def test_figures_hold_what_ended_and_what_goes_on() -> None:
             "ended": {"client_fin": 1}, "drains": {},
         }  # fmt: skip
         assert msgpack.unpackb(msgpack.packb(status)) == status
-        (outcome,) = b.gateway.relays.places.outcomes(b.pool).values()
+        (outcome,) = b.gateway.relays.reports.outcomes(b.pool).values()
         assert (outcome.connected, outcome.failed) == (2, 0)
 
 

@@ -8,7 +8,6 @@ import contextlib
 
 import pytest
 
-from tcpgw.relay.stream_plane import StreamPlane
 from tests.support.streams import SMALL, Bed, Peer, bed, dial, in_time, silent, until
 
 TRUST_LOOPBACK = 'accept_proxy = ["127.0.0.0/8"]'
@@ -205,12 +204,9 @@ async def test_drain_without_connections() -> None:
 async def test_drain_waits_for_those_being_connected() -> None:
     """A client that was accepted is served, although no instance has answered yet."""
     with silent() as nobody:
-        async with bed(endpoints=[nobody], service='connect = { timeout = "100ms" }') as b:
-            plane = b.listener._plane
-            assert isinstance(plane, StreamPlane)
-            circuit = plane._choose(None).circuit
-            # All that come to the silent one first retry at the same moment.
-            circuit.change(retry_budget=1.0, max_connections=None, queue=0, queue_timeout=1.0)
+        # All that come to the silent one first retry at the same moment.
+        connect = 'connect = { timeout = "100ms", retry_budget = 1.0 }'
+        async with bed(endpoints=[nobody], service=connect) as b:
             clients = [b.dial(source=f"127.0.0.{number}") for number in range(1, 9)]
             await until(lambda: b.listener.accepted == 8)
             draining = asyncio.create_task(b.gateway.drain())

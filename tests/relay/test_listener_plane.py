@@ -15,8 +15,9 @@ from tcpgw.config.load import loads
 from tcpgw.relay.draining import Cause
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.reasons import Reason
-from tcpgw.relay.session import Connection, OnEnd
+from tcpgw.relay.session import Client, Connection, OnEnd
 from tcpgw.relay.sockets import bind_socket
+from tcpgw.wire.greeting import Line as Preamble
 from tests.support.streams import Line, Peer, dial, in_time, until
 
 
@@ -59,6 +60,11 @@ class Plane:
 
     unknown: Mapping[str, object] = MappingProxyType({"endpoint": None})
     timeout = inf
+
+    greeting = Preamble()
+
+    def judge(self, client: Client) -> None:
+        """It lets everybody in."""
 
     def __init__(self, then: Callable[[Played], None] = lambda _: None) -> None:
         self.sessions: list[Played] = []

@@ -14,7 +14,6 @@ from tcpgw.endpoints import Endpoint, Member
 from tcpgw.errors import OverloadError
 from tcpgw.relay.outcomes import Kind, Outcomes, blames, is_our_own
 from tcpgw.relay.stream import Side
-from tcpgw.relay.upstream import Upstream
 from tests.support.streams import listening, refusing, silent
 from tests.support.upstreams import Service, service, text
 
@@ -45,7 +44,7 @@ def test_what_is_well_is_no_news() -> None:
     assert j.outcomes.take() == {}
     j.outcomes.fail(A, Kind.RESET)
     j.outcomes[A].successes += 1
-    assert j.outcomes.take() == {A: (1001, 1, 0)}
+    assert j.outcomes.take() == {A: (1001, 1, 0, "reset")}
     assert j.outcomes.take() == {}
 
 
@@ -55,21 +54,53 @@ def test_successes_of_the_watched_are_news() -> None:
     j.outcomes[A].successes += 2
     j.outcomes[B].successes += 2
     j.outcomes.watched = {A, C}
-    assert j.outcomes.take() == {A: (2, 0, 0)}
+    assert j.outcomes.take() == {A: (2, 0, 0, "")}
     assert j.outcomes.take() == {}
     assert C not in j.outcomes
 
 
+def test_successes_before_it_was_watched_are_no_news() -> None:
+    """An endpoint in trial passes it by what it does from then on, and not by requests of long before."""
+    j = Judge()
+    j.outcomes.fail(A, Kind.TIMEOUT, 5)
+    assert j.outcomes.take() == {A: (0, 5, 5, "timeout")}
+    j.now = 15.0
+    j.outcomes[A].successes += 8
+    j.now = 31.0
+    j.outcomes.watched = {A}
+    assert j.outcomes.take() == {}
+    j.outcomes[A].successes += 1
+    j.outcomes.watched = {A, B}
+    assert j.outcomes.take() == {A: (1, 0, 0, "")}
+
+
+def test_successes_after_a_failure_are_news_to_who_watches_for_it() -> None:
+    """Between a failure, or its being told, and the wish to watch nothing is lost: it would mend a streak."""
+    j = Judge()
+    j.now = 60.0
+    j.outcomes.fail(A, Kind.RESET)
+    j.outcomes.fail(B, Kind.RESET)
+    assert j.outcomes.take().keys() == {A, B}
+    j.outcomes[A].successes += 1
+    j.now = 60.5
+    j.outcomes.watched = {A}
+    j.now = 90.0
+    j.outcomes[B].successes += 1
+    j.outcomes.fail(B, Kind.RESET)
+    j.outcomes.watched = {A, B}
+    assert j.outcomes.take() == {A: (1, 0, 0, ""), B: (1, 1, 1, "reset")}
+
+
 def test_a_streak_ends_with_a_success() -> None:
-    """It counts the failures since the last success, also those that were told before."""
+    """It counts the failures since the last success, also those that were told before; the last is named."""
     j = Judge()
     j.outcomes.fail(A, Kind.CONNECT, 2)
-    assert j.outcomes.take() == {A: (0, 2, 2)}
+    assert j.outcomes.take() == {A: (0, 2, 2, "connect")}
     j.outcomes.fail(A, Kind.TIMEOUT)
-    assert j.outcomes.take() == {A: (0, 1, 3)}
+    assert j.outcomes.take() == {A: (0, 1, 3, "timeout")}
     j.outcomes[A].successes += 1
     j.outcomes.fail(A, Kind.TIMEOUT)
-    assert j.outcomes.take() == {A: (1, 1, 1)}
+    assert j.outcomes.take() == {A: (1, 1, 1, "timeout")}
 
 
 def test_somebody_is_told_at_once() -> None:
@@ -94,7 +125,7 @@ def test_it_may_be_taken_as_soon_as_it_is_urgent() -> None:
     outcomes = Outcomes(j.pool, lambda: taken.append(outcomes.take()))
     outcomes.change([Kind.CONNECT], failures=1)
     outcomes.fail(A, Kind.CONNECT)
-    assert taken == [{A: (0, 1, 1)}]
+    assert taken == [{A: (0, 1, 1, "connect")}]
     assert outcomes.take() == {}
 
 
@@ -104,7 +135,7 @@ def test_kinds_that_do_not_count() -> None:
     j.outcomes.fail(A, Kind.CONNECT)
     j.outcomes.fail(A, Kind.RESET, 5)
     j.outcomes.fail(B, Kind.RESET)
-    assert j.outcomes.take() == {A: (0, 1, 1)}
+    assert j.outcomes.take() == {A: (0, 1, 1, "connect")}
     j.outcomes.fail(A, Kind.CONNECT)
     assert j.urgent == 1
     failures = j.outcomes[A].failures
@@ -126,7 +157,7 @@ def test_answers_are_judged_in_their_order() -> None:
     assert j.outcomes.judges_answers
     j.outcomes.judge(A, [True, True, False, True, True])
     assert j.urgent == 0
-    assert j.outcomes.take() == {A: (1, 4, 2)}
+    assert j.outcomes.take() == {A: (1, 4, 2, "error")}
     j.outcomes.judge(A, [True, False])
     assert j.urgent == 1
     j.outcomes.change(ALL, failures=3)
@@ -139,11 +170,25 @@ def test_successes_of_long_ago_do_not_hide_failures() -> None:
     j.outcomes[A].successes += 36_000
     j.now = 3600.0
     j.outcomes.fail(A, Kind.RESET, 4)
-    assert j.outcomes.take() == {A: (100, 4, 4)}
+    assert j.outcomes.take() == {A: (100, 4, 4, "reset")}
     j.now += 10.0
     j.outcomes[A].successes += 50
     j.outcomes.fail(A, Kind.RESET)
-    assert j.outcomes.take() == {A: (50, 1, 1)}
+    assert j.outcomes.take() == {A: (50, 1, 1, "reset")}
+
+
+def test_a_few_successes_of_long_ago_are_one_at_least() -> None:
+    """Else failures between which it succeeded, minutes apart, would add up to failures in a row."""
+    j = Judge(window=10.0)
+    assert j.outcomes[A].successes == 0
+    for _ in range(3):
+        j.now += 3600.0
+        j.outcomes[A].successes += 2
+        j.outcomes.fail(A, Kind.RESET)
+        assert j.outcomes.take() == {A: (1, 1, 1, "reset")}
+    j.now += 3600.0
+    j.outcomes.fail(A, Kind.RESET)
+    assert j.outcomes.take() == {A: (0, 1, 2, "reset")}
 
 
 def test_only_those_that_left_are_forgotten() -> None:
@@ -159,7 +204,7 @@ def test_only_those_that_left_are_forgotten() -> None:
     j.pool.loads.end(B)
     j.outcomes[D].connected += 1
     assert j.outcomes.keys() == {A, D}
-    assert j.outcomes.take() == {A: (0, 1, 1)}
+    assert j.outcomes.take() == {A: (0, 1, 1, "reset")}
 
 
 def test_whose_fault_a_connect_is() -> None:
@@ -237,13 +282,6 @@ async def test_outcomes_of_endpoints_that_left(alive: str, dead: list[str]) -> N
             assert known.keys() == {Endpoint.parse(text(third))}
 
 
-async def test_upstreams_may_count_together(alive: str) -> None:
-    """A service has one account for all of its listeners."""
-    async with service([alive]) as s:
-        other = Upstream(s.pool, lambda _: 0, timeout=1.0, tries=1, outcomes=s.upstream.outcomes)
-        assert other.outcomes is s.upstream.outcomes
-
-
 async def test_failures_to_connect_are_failures(alive: str) -> None:
     """One that refuses and one that is silent; an endpoint that is connected to has no success by that."""
     with silent() as nobody, refusing() as dead:
@@ -251,5 +289,5 @@ async def test_failures_to_connect_are_failures(alive: str) -> None:
             s.upstream.outcomes.change(ALL, failures=5)
             s.upstream.release((await s.connect()).endpoint)
             first, second, _ = s.policy.order
-            assert s.upstream.outcomes.take() == {first: (0, 1, 1), second: (0, 1, 1)}
+            assert s.upstream.outcomes.take() == {first: (0, 1, 1, "connect"), second: (0, 1, 1, "connect")}
             assert s.upstream.outcomes[first].failures[Kind.CONNECT] == 1

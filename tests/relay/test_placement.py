@@ -168,10 +168,10 @@ def homes(b: Bed) -> set[str]:
     for connection in b.listener.connections.values():
         session = connection.session
         assert isinstance(session, stream_plane.StreamSession)
-        assert connection.client
+        assert connection.address
         assert b.pool.tables
         if b.pool.tables.home(session.position) == second:
-            found.add("{}:{}".format(*connection.client))
+            found.add("{}:{}".format(*connection.address))
     return found
 
 
@@ -266,8 +266,8 @@ async def test_a_newer_snapshot_ends_a_pass() -> None:
 def position(b: Bed, client: Peer) -> int:
     for connection in b.listener.connections.values():
         session = connection.session
-        assert connection.client
-        if "{}:{}".format(*connection.client) == client.address:
+        assert connection.address
+        if "{}:{}".format(*connection.address) == client.address:
             assert isinstance(session, stream_plane.StreamSession)
             return session.position
     raise LookupError(client.address)

@@ -334,16 +334,6 @@ async def test_an_instance_that_is_gone_before_the_client_stands() -> None:
         assert ends == [Reason.INSTANCE_RESET]
 
 
-async def test_first_bytes_come_before_the_clients_own() -> None:
-    """What the owner sends first, such as a PROXY header, is the first that the instance reads."""
-    async with instance_first() as (relay, client, instance, sock, _):
-        await client.send(b"body")
-        relay.send_first(b"header ")
-        await join(relay, sock)
-        assert await instance.read(11) == b"header body"
-        assert relay.client.received == 4
-
-
 async def test_an_abort_ends_a_relay_once() -> None:
     """A second abort changes neither the reason nor the number of ends."""
     async with instance_first() as (relay, client, instance, sock, ends):

@@ -21,7 +21,7 @@ class Judged:
 
     def __init__(self, b: Bed) -> None:
         self.bed = b
-        self.outcomes: Outcomes = b.gateway.relays.places.outcomes(b.pool)
+        self.outcomes: Outcomes = b.gateway.relays.reports.outcomes(b.pool)
         self.outcomes.change([kind for kind in Kind if kind is not Kind.ERROR], failures=1)
 
     @property
@@ -90,6 +90,12 @@ async def close(client: Peer, instance: Peer) -> None:
     client.close()
 
 
+async def close_unasked(client: Peer, instance: Peer) -> None:
+    instance.close()
+    assert await client.read_to_end() == b""
+    client.close()
+
+
 async def say_nothing(client: Peer, instance: Peer) -> None:
     client.close()
     assert await instance.read_to_end() == b""
@@ -112,12 +118,16 @@ async def only_listen(client: Peer, instance: Peer) -> None:
         (reset_at_once, (0, {Kind.RESET: 1})),
         (hang_up, (0, {})),
         (close, (0, {})),
+        (close_unasked, (0, {})),
         (say_nothing, (0, {})),
         (only_listen, (1, {})),
     ],
 )
 async def test_what_an_end_says(ends: Ends, expected: tuple[int, dict[Kind, int]]) -> None:
-    """A byte from the instance is a success, a reset before any a failure; other ends mostly say nothing."""
+    """A byte from the instance is a success. Before any, its reset is a failure.
+
+    Other ends mostly say nothing.
+    """
     async with judged() as j:
         await ends(*await j.bed.pair())
         await j.bed.line()
@@ -134,7 +144,17 @@ async def test_where_a_first_byte_is_expected_no_other_end_is_a_success() -> Non
         assert j.found == (0, {})
 
 
-async def test_a_first_byte_is_noticed_while_the_connection_goes_on() -> None:
+async def test_where_a_first_byte_is_expected_an_early_end_is_a_failure() -> None:
+    """An instance that is asked and hangs up has not answered."""
+    async with judged() as j:
+        pair = await j.bed.pair()
+        await j.session(first_byte=10.0)
+        await close(*pair)
+        await j.bed.line()
+        assert j.found == (0, {Kind.RESET: 1})
+
+
+async def test_a_first_byte_is_noticed_at_once() -> None:
     """Once, however often it is looked for and whatever comes later."""
     async with judged() as j:
         client, instance = await j.bed.pair()
@@ -143,11 +163,27 @@ async def test_a_first_byte_is_noticed_while_the_connection_goes_on() -> None:
         assert j.found == (0, {})
         await instance.send(b"hello")
         await client.read(5)
+        assert j.found == (1, {})
         session.tend(2.0)
+        await instance.send(b"again")
+        assert await client.read(5) == b"again"
         session.tend(3.0)
         instance.reset()
         await j.bed.line()
         assert j.found == (1, {})
+
+
+async def test_answered_connections_that_go_on_end_a_streak() -> None:
+    """Failures between which others were answered are not in a row, though no look has seen these yet."""
+    async with judged() as j:
+        for number in range(1, 4):
+            client, instance = await j.bed.pair()
+            await instance.send(b"hello")
+            await client.read(5)
+            await reset(*await j.bed.pair())
+            await j.bed.closed(number)
+            assert j.outcome.streak == 1
+        assert j.found == (3, {Kind.RESET: 3})
 
 
 async def test_no_first_byte_in_time() -> None:

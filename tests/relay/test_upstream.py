@@ -10,7 +10,7 @@ import pytest
 from tcpgw.endpoints import Endpoint
 from tcpgw.errors import ConnectError, OverloadError
 from tcpgw.relay.stream import Side
-from tcpgw.relay.upstream import NoEndpointError, Upstream
+from tcpgw.relay.upstream import NoEndpointError
 from tests.support.streams import Peer, listening, refusing, silent
 from tests.support.upstreams import service, text
 
@@ -218,10 +218,3 @@ async def test_the_budget_grows_with_the_load(dead: list[str], alive: str) -> No
             retries.end()
         for endpoint in there:
             s.upstream.release(endpoint)
-
-
-async def test_upstreams_may_share_a_circuit(alive: str) -> None:
-    """A service has one for all of its listeners."""
-    async with service([alive]) as s:
-        other = Upstream(s.pool, lambda _: 0, timeout=1.0, tries=1, circuit=s.upstream.circuit)
-        assert other.circuit is s.upstream.circuit

@@ -1,7 +1,8 @@
 """Panels of five endpoints, what they are told, and their states in short."""
 
+from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint
-from tcpgw.health.panel import Panel, Share
+from tcpgw.health.panel import Panel
 from tcpgw.health.verdict import Outcome, State, Terms
 
 NOW = 1000.0

@@ -24,7 +24,7 @@ from tcpgw.relay.rpc.plane import RpcPlane
 from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.rpc.target import Target
 from tests.support.rpc_ends import frame
-from tests.support.streams import Line, Peer, dial, in_time, open_sockets, until
+from tests.support.streams import UNJUDGED, Line, Peer, dial, in_time, open_sockets, until
 
 REQUEST, ANSWER, NOTIFY = range(3)
 
@@ -282,9 +282,13 @@ class Client(End):
         return bool(await self.call("ping") == ["ping"])
 
 
-async def connected(address: str, framed: bool = True, receive_buffer: int | None = None) -> Client:
+async def connected(
+    address: str, framed: bool = True, receive_buffer: int | None = None, source: str = ""
+) -> Client:
     """Connect a client; with `receive_buffer` it takes little while it does not read."""
     sock = socket.socket()
+    if source:
+        sock.bind((source, 0))
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.setblocking(False)
@@ -388,6 +392,7 @@ async def bed(
     listener: str = "",
     service: str = "",
     balance: str = 'policy = "round_robin"',
+    health: str = UNJUDGED,
     gateway: str = "",
     more: str = "",
     endpoints: Sequence[str] = (),
@@ -406,7 +411,7 @@ async def bed(
             await instance.start()
             stack.callback(instance.kill)
         addresses = [*endpoints, *(instance.endpoint for instance in instances)]
-        config = configuration(addresses, listener=listener, service=service, balance=balance)
+        config = configuration(addresses, listener=listener, service=service, balance=balance, health=health)
         running = Gateway(loads(f"[gateway]\n{gateway}\n{config}\n{more}", Path()))
         made = Bed(running, logs)
         await in_time(running.__aenter__())
@@ -426,6 +431,7 @@ def configuration(
     listener: str = "",
     service: str = "",
     balance: str = 'policy = "round_robin"',
+    health: str = UNJUDGED,
 ) -> str:
     members = ", ".join(f'"{address}"' for address in addresses)
     return f"""
@@ -433,6 +439,7 @@ def configuration(
         name = "s"
         discovery = {{ type = "static", endpoints = [{members}] }}
         balance = {{ {balance} }}
+        health = {{ {health} }}
         {service}
         [[listener]]
         name = "l"

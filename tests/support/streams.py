@@ -23,6 +23,9 @@ MiB = 1 << 20
 # A receive buffer with which a reader that stalls is noticed soon.
 SMALL = 64 * 1024
 
+# Where a test is about something else: which instances are used is then what it says itself.
+UNJUDGED = 'active = "off", passive = "off"'
+
 Line = MutableMapping[str, Any]
 T = TypeVar("T")
 
@@ -223,6 +226,7 @@ async def bed(
     instances: int = 1,
     endpoints: Sequence[str] = (),
     weight: int = 1,
+    health: str = UNJUDGED,
     bind: str = "127.0.0.1:0",
 ) -> AsyncIterator[Bed]:
     """Run a gateway with one listener and one service. `listener` and `service` are further lines of TOML.
@@ -244,6 +248,7 @@ async def bed(
             name = "s"
             discovery = {{ type = "static", endpoints = [{members}] }}
             balance = {{ {balance} }}
+            health = {{ {health} }}
             {service}
             [[listener]]
             name = "l"

@@ -13,12 +13,14 @@ from tcpgw.balancing.standing import Share
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.pool import Pool
 from tcpgw.relay.circuit import Circuit
+from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.reasons import Reason
+from tcpgw.relay.session import Someone
 from tcpgw.relay.stream import Relay, Side
 from tcpgw.relay.upstream import Connected, Upstream
 from tests.support.streams import in_time, open_sockets
 
-CLIENT = ("127.0.0.1", 40000)
+CLIENT = Someone(("127.0.0.1", 40000))
 
 
 class InOrder(Keyless):
@@ -71,8 +73,11 @@ class Service:
         weights = weights or range(len(addresses), 0, -1)
         members = [Member(Endpoint.parse(a), w) for a, w in zip(addresses, weights, strict=True)]
         await pool.publish(Snapshot.of("s", members, taken_at=0.0))
-        circuit = Circuit(pool, **limits)
-        return cls(pool, policies, Upstream(pool, lambda _: 0, timeout=seconds, tries=tries, circuit=circuit))
+        outcomes, circuit = Outcomes(pool), Circuit(pool, **limits)
+        upstream = Upstream(
+            pool, lambda _: 0, timeout=seconds, tries=tries, outcomes=outcomes, circuit=circuit
+        )
+        return cls(pool, policies, upstream)
 
     async def publish(self, *addresses: str) -> None:
         members = [Member(Endpoint.parse(address)) for address in addresses]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tcpgw.balancing.fair_queue import FairQueue
+from tcpgw.relay.dial import dial
 from tcpgw.relay.outcomes import Kind, blames
 from tcpgw.relay.rpc.call import Batch
 from tcpgw.relay.rpc.channel import Channel
@@ -81,11 +82,11 @@ class Lane:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self.service.connect_timeout):
-                    await loop.create_connection(lambda c=channel: c, *self.endpoint)  # type: ignore[misc]
+                    await dial(loop, lambda c=channel: c, self.endpoint, self.service.terms.tls)  # type: ignore[misc]
             except OSError as exc:
                 self.service.outcomes[self.endpoint].failed += 1
                 if blames(exc):
-                    self._target.blame(Kind.CONNECT)
+                    self._target.unreachable()
                 self._failed(exc)
             else:
                 self.service.outcomes[self.endpoint].connected += 1
@@ -102,6 +103,7 @@ class Lane:
             if channel.open:
                 self.channels.append(channel)
                 self.failed, self.failure = False, ""
+                self._target.reached()
                 self.settled.set()
                 if self._broken:
                     self._broken = False
@@ -117,9 +119,10 @@ class Lane:
     def _failed(self, exc: OSError) -> None:
         timeout = self.service.connect_timeout
         why = f"no answer within {timeout:g} s" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        if why != self.failure:  # once, not with every try
+        if why != self.failure and not self.bulk:  # once: not with every try, and the other lane says it too
             log.warning("channel_failed", service=self.service.name, endpoint=str(self.endpoint), error=why)
-        self.failed, self.failure, self._broken = True, why, True
+            self._broken = True
+        self.failed, self.failure = True, why
         self.settled.set()
         self.changed()
         if not self.channels:
@@ -130,14 +133,15 @@ class Lane:
         if channel in self.channels:
             self.channels.remove(channel)
         if not self._closing and not channel.given_up:
-            self._broken = True
-            log.info(
-                "channel_lost",
-                service=self.service.name,
-                endpoint=str(self.endpoint),
-                pending=len(channel.mux.pending),
+            pending = len(channel.mux.pending)
+            # What was idle and is connected again is of no interest, and what is not has `channel_failed`:
+            # each worker would say it of each of its connections to an instance that restarts.
+            matters = bool(pending) or channel.fault is not Kind.RESET
+            self._broken = self._broken or matters
+            (log.info if matters else log.debug)(
+                "channel_lost", service=self.service.name, endpoint=str(self.endpoint), pending=pending,
                 why=channel.why,
-            )
+            )  # fmt: skip
         self.changed()
         self.service.lost(self._target, channel)
         if not self.channels:

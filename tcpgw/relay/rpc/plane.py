@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tcpgw.relay.rpc.session import RpcSession
 from tcpgw.relay.rpc.turn import EachTurn
@@ -17,16 +17,32 @@ if TYPE_CHECKING:
     from tcpgw.config.listener import Listener as Settings
     from tcpgw.relay.rpc.memory import Memory
     from tcpgw.relay.rpc.routing import Routing
-    from tcpgw.relay.session import Connection, OnEnd
+    from tcpgw.relay.session import Client, Connection, OnEnd
     from tcpgw.wire.codec import Codec
+    from tcpgw.wire.greeting import Greeting
 
 _SMALL = 4096
+
+
+class Variants(Protocol):
+    """How a listener's clients differ in what they may reach."""
+
+    def judge(self, client: Client) -> None:
+        """As `Plane.judge`."""
+
+    def key(self, client: Client) -> Hashable:
+        """What clients have in common for whom the same routing holds; None: the plane's own."""
+
+    def routing(self, key: Hashable) -> Routing:
+        """The routing for those, by what is in force now."""
 
 
 class RpcPlane:
     """See `relay.session.Plane`. Nothing is connected for a client: the services' connections stand already.
 
-    `sessions` are all that are open or are being set up: they follow what is changed here.
+    `sessions` are all that are open or are being set up: they follow what is changed here. Clients that may
+    reach other services or methods than most are sessions of a plane of their own, which is one of the
+    `variants` of this one for as long as it has any: so theirs are as fast, and pass in runs, too.
 
     `codec` reads what clients send in frames and `bare` what they send without, None where the protocol has
     no such form. `rewrites`: the instances speak another form than framed clients do.
@@ -44,9 +60,13 @@ class RpcPlane:
         codec: Codec,
         bare: Codec | None,
         *,
+        greeting: Greeting,
+        variants: Variants | None = None,
         rewrites: bool,
         bulk: int,
     ) -> None:
+        self.greeting = greeting
+        self.variants: dict[Hashable, RpcPlane] = {}
         self.memory = memory
         self.answers = codec
         self.may_be_bare = bare is not None
@@ -54,6 +74,8 @@ class RpcPlane:
         self.loop = asyncio.get_running_loop()
         self._bare = bare
         self._rewrites = rewrites
+        self._vary = variants
+        self._base: tuple[RpcPlane, Hashable] | None = None  # of which this is a variant
         self._take(settings, routing, bulk)
 
     def _take(self, settings: Settings, routing: Routing, bulk: int) -> None:
@@ -72,28 +94,77 @@ class RpcPlane:
 
     def settle(self) -> None:
         """Pass on what clients sent, by what is in force. Call before that changes, rules included."""
-        for session in list(self.sessions):
-            session.settle_turn()
+        for plane in self.all:
+            for session in list(plane.sessions):
+                session.settle_turn()
 
-    def change(self, settings: Settings, routing: Routing, *, bulk: int) -> None:
+    def change(
+        self, settings: Settings, routing: Routing, *, variants: Variants | None = None, bulk: int
+    ) -> None:
         """Take other settings and another routing, of the same codec, for all sessions. After `settle`.
 
         Requests that have gone to a service stay there; the next ones go by what is new.
         """
+        self._vary = variants
+        for service in set(self.routing.services) - set(routing.services):
+            service.forget_plane(self)
         self._take(settings, routing, bulk)
         for session in list(self.sessions):
             session.changed()
+        for key, variant in self.variants.items():
+            variant.change(settings, variants.routing(key) if variants else routing, bulk=bulk)
+
+    @property
+    def all(self) -> Iterator[RpcPlane]:
+        """This plane and its variants."""
+        yield self
+        yield from self.variants.values()
+
+    def judge(self, client: Client) -> None:
+        if self._vary is not None:
+            self._vary.judge(client)
 
     def codec(self, *, bare: bool) -> Codec:
         """What reads a client's messages."""
         return self._bare if bare and self._bare is not None else self.answers
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> RpcSession:
-        session = RpcSession(self, connection, early, on_end)
-        self.sessions.add(session)
+        plane = self._of(connection)
+        session = RpcSession(plane, connection, early, on_end)
+        plane.sessions.add(session)
         try:
-            await self.loop.connect_accepted_socket(lambda: session, connection.socket)
+            protocol = connection.dressed(session)
+            await self.loop.connect_accepted_socket(lambda: protocol, connection.socket)
         except BaseException:
-            self.sessions.discard(session)
+            plane.left(session)
             raise
         return session
+
+    def _of(self, client: Client) -> RpcPlane:
+        key = self._vary.key(client) if self._vary is not None else None
+        if key is None or self._vary is None:
+            return self
+        if key not in self.variants:
+            routing = self._vary.routing(key)
+            self.variants[key] = variant = RpcPlane(
+                self.settings,
+                routing,
+                self.memory,
+                self.answers,
+                self._bare,
+                greeting=self.greeting,
+                rewrites=self._rewrites,
+                bulk=self.bulk,
+            )
+            variant._base = self, key
+        return self.variants[key]
+
+    def left(self, session: RpcSession) -> None:
+        """A session has ended. Idempotent."""
+        self.sessions.discard(session)
+        if self._base is not None and not self.sessions:
+            base, key = self._base
+            if base.variants.get(key) is self:  # a second call may come when another has taken its place
+                del base.variants[key]
+            for service in self.routing.services:
+                service.forget_plane(self)

@@ -12,7 +12,7 @@ from tcpgw.wire.field import Field
 
 if TYPE_CHECKING:
     from tcpgw.relay.rpc.service import RpcService
-    from tcpgw.relay.session import Address
+    from tcpgw.relay.session import Client
 
 # Names beside the rules' own that are looked up once and remembered; clients choose them, so it is bounded.
 _REMEMBERED = 1024
@@ -112,11 +112,42 @@ class Rules:
         return found
 
 
+class PermittedRules(Rules):
+    """The rules of a listener for clients whose credential permits some of it: all else is denied.
+
+    `permits` says whether a method may be called by its name, `services` are those that it may reach, and
+    `routed` tells whether the listener's route leads to any of these. Rules count where their listener does.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        permits: Callable[[bytes], bool] | None,
+        services: Collection[RpcService],
+        *,
+        routed: bool,
+    ) -> None:
+        super().__init__(rules.default, rules.patterns)
+        self._rules = rules
+        self._permits = permits
+        self._barred = Rule("", timeout=rules.default.timeout, denied=True)
+        self._off = {
+            rule for rule in rules.all if (rule.service not in services if rule.service else not routed)
+        }
+        if permits is not None or self._off:
+            self.all = (*rules.all, self._barred)
+
+    def of(self, method: bytes) -> Rule:
+        rule = self._rules.of(method)
+        barred = rule in self._off or (self._permits is not None and not self._permits(method))
+        return self._barred if barred else rule
+
+
 @dataclass(frozen=True)
 class Key:
     """What is hashed: something of the client's that stays, or something of each request."""
 
-    of_client: Callable[[Address | None], int]
+    of_client: Callable[[Client], int]
     of_bytes: Callable[[bytes], int]
     by_method: bool = False
     field: Field | None = None
@@ -169,7 +200,7 @@ class Routing:
         """All that requests may go to."""
         return self._keys.keys()
 
-    def home(self, client: Address | None) -> tuple[RpcService, int]:
+    def home(self, client: Client) -> tuple[RpcService, int]:
         """The service and the position of a client whose requests all have one key."""
         service = self._choose(self._split_key.of_client(client))
         return service, self._keys[service].of_client(client)
@@ -194,7 +225,7 @@ class Routing:
         head: bytes,
         rule: Rule,
         home: tuple[RpcService, int],
-        client: Address | None,
+        client: Client,
     ) -> tuple[RpcService, int]:
         """The service and the position of one request. Without a key of its own it has its client's.
 

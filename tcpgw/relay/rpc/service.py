@@ -25,9 +25,10 @@ from tcpgw.wire.codec import Codec, Entry, Piece
 from tcpgw.wire.mux import Failed, Mux, Unsent
 
 if TYPE_CHECKING:
-    from tcpgw.config.service import Connect, Rpc
+    from tcpgw.config.service import Rpc
     from tcpgw.endpoints import Endpoint
     from tcpgw.pool import Pool
+    from tcpgw.relay.dial import InstanceTls
     from tcpgw.relay.outcomes import Outcomes
     from tcpgw.relay.rpc.channel import Channel
     from tcpgw.relay.rpc.lane import Lane
@@ -69,8 +70,10 @@ class Terms:
     """
 
     rpc: Rpc
-    connect: Connect
+    connect_timeout: float
+    tries: int
     observes: bool
+    tls: InstanceTls | None = None
 
 
 class RpcService:
@@ -91,7 +94,7 @@ class RpcService:
         self.terms = terms
         self.settings = terms.rpc
         self.memory = memory
-        self.connect_timeout = terms.connect.timeout
+        self.connect_timeout = terms.connect_timeout
         self.observes = terms.observes
         self.targets: dict[Endpoint, Target] = {}
         self._out: set[Endpoint] = set()  # of them, who is given nothing at present
@@ -107,7 +110,7 @@ class RpcService:
         # that those had under way which were cut.
         self.drains = {"started": 0, "closed": 0, "reset": 0, "spared": 0}
         self.requests_cut = 0
-        self._tries = terms.connect.candidates
+        self._tries = terms.tries
         self._retired: list[Target] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._least_timeout = 3600.0
@@ -330,6 +333,11 @@ class RpcService:
         for call in calls:
             if not call.done:
                 self.submit(call)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for an endpoint."""
+        return sum(len(lane.queue) for lane in self.crowded)
 
     def shed(self, count: int) -> int:
         """Answer `overloaded` to at most `count` requests that wait: see `take_oldest`. Returns how many."""
@@ -556,9 +564,14 @@ class RpcService:
             return
         channel.lane.give_up(channel)
         self.expired += len(over)
-        late = sum(batch.deadline - batch.came >= batch.rule.timeout * _FAIR for _, _, batch in over)
-        if late:
-            target.blame(Kind.TIMEOUT, late)
+        # Once for each client: requests of one burst end together, and one client's to a slow method would be
+        # failures in a row of an instance that serves all others. Not once for all: a black hole would have
+        # several times as many clients before it is found.
+        waited_for = {
+            client for client, _, batch in over if batch.deadline - batch.came >= batch.rule.timeout * _FAIR
+        }
+        if waited_for:
+            target.blame(Kind.TIMEOUT, len(waited_for))
         target.end(len(over), max(batch.rule.timeout for _, _, batch in over))
         for client, token, batch in over:
             text = f"no answer from {target.endpoint} in time"

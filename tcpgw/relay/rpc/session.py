@@ -110,9 +110,9 @@ class RpcSession(asyncio.Protocol):
         self._ending = Reason.DRAINED  # what a drain is for
         self.gone = False  # or about to be: nothing is sent to it any more
         self._unlike = False  # gone, or it speaks without lengths: answers need a closer look
-        self.home = plane.routing.home(connection.client)
+        self.home = plane.routing.home(connection)
         self.service, _ = self.home
-        self.client = connection.client
+        self.client = connection
         self._plane = plane
         self._on_end = on_end
         self._early = early  # read before its transport was made
@@ -237,7 +237,7 @@ class RpcSession(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._plane.sessions.discard(self)
+        self._plane.left(self)
         self._leave()
         fin = Reason.CLIENT_FIN if self.ended or exc is None else Reason.CLIENT_RESET
         self._on_end(self._reason or fin, self._error)
@@ -274,7 +274,9 @@ class RpcSession(asyncio.Protocol):
         if self._slow_since is None:
             return True
         since, read = self._slow_since
-        return now - since < _MOMENT or self._delivered - read >= (now - since) * rate
+        if now - since < _MOMENT or not self._unread:
+            return True
+        return self._delivered - read >= (now - since) * rate
 
     def granted(self) -> None:
         """As `memory.Client.granted`."""
@@ -513,6 +515,11 @@ class RpcSession(asyncio.Protocol):
             self._tend_slow(now)
 
     @property
+    def _unread(self) -> int:
+        """Bytes of answers that wait here for it to read."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    @property
     def _delivered(self) -> int:
         """Bytes that have left this host, where some still wait here; else all that were sent.
 
@@ -537,10 +544,11 @@ class RpcSession(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101
         settings = self._plane.settings
         # What it has read meanwhile is others' to use.
-        self._plane.memory.owe(self, self._transport.get_write_buffer_size())
+        self._plane.memory.owe(self, self._unread)
         since, read = self._slow_since
         now_read = self._delivered
-        if now_read - read >= settings.buffer:
+        # Where all is read, what it waits for is not its own doing: its limit of bytes per second.
+        if now_read - read >= settings.buffer or not self._unread:
             self._slow_since = (now, now_read)
         elif now - since >= settings.frame_timeout:
             self.cut(f"{now_read - read} bytes of its answers were read within {settings.frame_timeout:g} s")

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from math import ceil
 from typing import TYPE_CHECKING
 
+from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.rpc.lane import Lane
 from tcpgw.relay.rpc.turn import HomeTurn
 
 if TYPE_CHECKING:
     from tcpgw.endpoints import Endpoint
-    from tcpgw.relay.outcomes import Kind
     from tcpgw.relay.rpc.channel import Channel
     from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.service import RpcService
@@ -29,6 +29,7 @@ class Target:
         self.pool = service.pool
         self._turns: dict[RpcPlane, HomeTurn] = {}
         self._bulk_first = False
+        self._unreachable = False
         self._service = service
         settings = service.settings
         self.limit = settings.max_inflight
@@ -123,6 +124,20 @@ class Target:
         """Count failures of the instance; not once it has left, when nobody judges it any more."""
         if self.retired_at is None:
             self._service.outcomes.fail(self.endpoint, kind, count)
+
+    def unreachable(self) -> None:
+        """A try to connect failed: the first one is a failure of the instance, until it is `reached` again.
+
+        Nobody waits for the others, and no request goes where nothing is connected. They come so fast that
+        one which restarts within half a second would be ejected for long after it is back.
+        """
+        if not self._unreachable:
+            self._unreachable = True
+            self.blame(Kind.CONNECT)
+
+    def reached(self) -> None:
+        """A connection stands. That is no success: a broken instance may still accept."""
+        self._unreachable = False
 
     def retire(self, now: float) -> None:
         """Out of the snapshot: no new requests, and closed when those under way have finished."""

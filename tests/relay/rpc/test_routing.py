@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tcpgw.balancing import hashing
 from tcpgw.relay.rpc.routing import Key, Routing, Rule, Rules
 from tcpgw.relay.rpc.service import RpcService
-from tcpgw.relay.session import Address
+from tcpgw.relay.session import Someone
 from tcpgw.wire.field import Field
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 
 CODEC = MsgpackRpc(framed=True)
-CLIENT: Address = ("10.0.0.7", 40000)
+HOST = "10.0.0.7"
+CLIENT = Someone((HOST, 40000))
 # To routing, services are names.
 A, B, C = cast("tuple[RpcService, RpcService, RpcService]", ("a", "b", "c"))
 
@@ -94,7 +95,7 @@ def test_names_that_clients_make_up_take_bounded_memory() -> None:
 
 
 def of_client(seed: int) -> Any:
-    return lambda client: hashing.source_ip(client[0], seed)
+    return lambda client: hashing.source_ip(client.address[0], seed)
 
 
 def key(seed: int = hashing.SEED, **how: Any) -> Key:
@@ -127,7 +128,7 @@ def test_a_key_of_the_client_s_stays() -> None:
     """Without anything of a request's own, all requests of a client go to its home."""
     routing = routing_of({A: key()})
     home = routing.home(CLIENT)
-    assert home == (A, hashing.source_ip(CLIENT[0]))
+    assert home == (A, hashing.source_ip(HOST))
     assert found(routing, [{"session": "x"}]) == found(routing, method=b"other") == home
 
 
@@ -185,8 +186,8 @@ def test_a_rule_s_service_comes_before_the_split() -> None:
     for split in (None, key(hashing.SPLIT_SEED, by_method=True)):
         routing = routing_of(keys, split=split, rules=rules)
         assert found(routing, ["x"], method=b"train") == (C, hashing.other(b"x"))
-        assert found(routing, [], method=b"train") == (C, hashing.source_ip(CLIENT[0]))
-        assert found(routing, ["x"], method=b"infer") == (B, hashing.source_ip(CLIENT[0], 99))
+        assert found(routing, [], method=b"train") == (C, hashing.source_ip(HOST))
+        assert found(routing, ["x"], method=b"infer") == (B, hashing.source_ip(HOST, 99))
 
 
 def test_a_rule_s_service_that_is_home_keeps_the_client_s_position() -> None:
@@ -199,7 +200,7 @@ def test_a_rule_s_service_that_is_home_keeps_the_client_s_position() -> None:
 def test_the_split_goes_by_the_client() -> None:
     """A client whose requests have no key of their own has one service for all of them."""
     routing = routing_of({A: key(), B: key()})
-    homes = {routing.home((f"10.0.0.{host}", 1))[0] for host in range(1, 40)}
+    homes = {routing.home(Someone((f"10.0.0.{host}", 1)))[0] for host in range(1, 40)}
     assert homes == {A, B}
     assert found(routing, method=b"one")[0] == found(routing, method=b"two")[0] == routing.home(CLIENT)[0]
 

@@ -1,0 +1,95 @@
+"""What README and docs/ say: configurations that load, lists that are whole, links that lead somewhere."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tcpgw.access.keys import parse
+from tcpgw.config.load import loads
+from tcpgw.errors import Code
+from tcpgw.relay.reasons import Reason
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+_TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+# What blocks that show a part only stand in.
+_CLOUD = """
+[cloud.modelarts]
+endpoint = "https://modelarts.example.com"
+project_id = "0a1b2c3d4e5f60718293a4b5c6d7e8f9"
+auth = { type = "token", token = "t" }
+"""
+_SERVICE = '[[service]]\nname = "{}"\ndiscovery = {{ type = "static", endpoints = ["10.0.1.11:8080"] }}\n'
+_LISTENER = '[[listener]]\nname = "l"\nbind = "0.0.0.0:9000"\nroute = "ranker"\nmode = "rpc"\n'
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of code in that language, of all pages."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def whole(block: str) -> str:
+    """A block with what it leaves out."""
+    if '"modelarts"' in block and "[cloud." not in block:
+        block = _CLOUD + block
+    if "[listener.access.subjects]" in block:
+        block = f'[listener.access]\napi_keys = "/k"\n{block}'
+    if "[[listener]]" not in block:
+        block = _LISTENER + block
+    named = set(re.findall(r'^name = "(.*)"', block, re.MULTILINE))
+    missing = [name for name in ("ranker", "resnet") if name not in named]
+    return block + "".join(map(_SERVICE.format, missing))
+
+
+def test_there_are_examples() -> None:
+    """Otherwise the tests of each would pass whatever they say."""
+    assert len(blocks("toml")) >= 5
+    assert len(blocks("python")) >= 4
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_each_configuration_is_valid(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there to be copied is taken as it is, up to the files that it names."""
+    monkeypatch.setenv("TCPGW_IAM_PASSWORD", "secret")
+    assert loads(whole(block), Path()).listener
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_each_program_is_python(block: str) -> None:
+    """No example has a mistake in its form; those that end with a colon go on in the reader's program."""
+    assert compile(
+        block + ("    pass\n" if block.endswith(":\n") else ""), "README", "exec", _TOP_LEVEL_AWAIT
+    )
+
+
+def test_the_line_of_a_key_is_one() -> None:
+    """The key file in README can be read."""
+    lines = [block for block in blocks("text") if " sha256:" in block and "…" not in block]
+    assert [key.grant.subject for key in parse("".join(lines))] == ["alice"]
+
+
+def test_lists_are_whole() -> None:
+    """Each reason for an end, and each code of an error, is told of."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert [one.value for one in (*Reason, *Code) if f"`{one.value}`" not in text] == []
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall("^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Those to other pages here, and to headings."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text())
+    assert links
+    for path, anchor in links:
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), anchor
