@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,13 +27,17 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """A question asked of every path. `unit` is what is counted, and what CPU time is divided by."""
+    """A question asked of every path. `unit` is what is counted, and what CPU time is divided by.
+
+    `command` is redis-benchmark's, by default the GET of a key that is not there.
+    """
 
     name: str
     title: str
     unit: str
     clients: int = 0
     keep_alive: bool = True
+    command: Sequence[str] = ("-t", "get")
 
     @property
     def bulk(self) -> bool:
@@ -53,12 +58,24 @@ WORKLOADS = (
 )
 
 
-def run(workload: Workload, address: Address, *, requests: int, seconds: float, core: int | None) -> Load:
-    """Load one path: `requests` of them, or for bulk `seconds`. Raises BenchmarkError when the tool fails."""
+def run(
+    workload: Workload,
+    address: Address,
+    *,
+    requests: int,
+    seconds: float,
+    core: int | None,
+    options: Sequence[str] = (),
+) -> Load:
+    """Load one path: `requests` of them, or for bulk `seconds`. Raises BenchmarkError when the tool fails.
+
+    `options` are more of redis-benchmark's.
+    """
     if workload.bulk:
         return run_iperf3(address, seconds=math.ceil(seconds), core=core)
-    options = ["-c", str(workload.clients), "-k", str(int(workload.keep_alive)), "-n", str(requests)]
-    command = ["redis-benchmark", "-h", address.host, "-p", str(address.port), "-t", "get", "--csv", *options]
+    where = ["-h", address.host, "-p", str(address.port), *options]
+    size = ["-c", str(workload.clients), "-k", str(int(workload.keep_alive)), "-n", str(requests)]
+    command = ["redis-benchmark", *where, *size, "--csv", *workload.command]
     # It retries a refused connection for ever, so its own end is no sign of life: the limit is generous
     # for a path ten times slower than expected.
     return read_redis_benchmark(call(pinned(command, core), timeout=seconds * 10 + 20), requests)

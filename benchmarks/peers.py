@@ -31,12 +31,14 @@ class Forward(NamedTuple):
     """What a proxy accepts on, and the instance that it relays to.
 
     `codec`, in tcpgw's name for it, is what a proxy that knows it should look at; "" stands for bytes.
+    `certificate`: a PEM file of a chain and its key, with which clients are spoken to by TLS 1.3.
     """
 
     name: str
     listener: Address
     instance: Address
     codec: str = ""
+    certificate: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ def haproxy(plan: Plan) -> str:
         else ("", "")
     )
     listeners = "".join(
-        f"\nlisten {name}\n    bind {listener}\n    server instance {instance}\n"
-        for name, listener, instance, _ in plan.forwards
+        f"\nlisten {each.name}\n    bind {each.listener}{haproxy_tls(each)}\n"
+        f"    server instance {each.instance}\n"
+        for each in plan.forwards
     )
     return f"""global
     nbthread {plan.workers}
@@ -99,6 +102,10 @@ defaults
 {listeners}"""
 
 
+def haproxy_tls(forward: Forward) -> str:
+    return f" ssl crt {forward.certificate} ssl-min-ver TLSv1.3" if forward.certificate else ""
+
+
 def nginx(plan: Plan) -> str:
     """`reuseport` only for several workers, as who runs them does: with one there is nothing to spread.
 
@@ -107,8 +114,8 @@ def nginx(plan: Plan) -> str:
     reuseport = " reuseport" if plan.workers > 1 else ""
     log = f"{plan.log} connection" if plan.log_connections else "off"
     servers = "".join(
-        f"    server {{ listen {listener}{reuseport}; proxy_pass {instance}; }}\n"
-        for _, listener, instance, _ in plan.forwards
+        f"    server {{ listen {each.listener}{nginx_tls(each, reuseport)} proxy_pass {each.instance}; }}\n"
+        for each in plan.forwards
     )
     return f"""load_module {NGINX_STREAM};
 worker_processes {plan.workers};
@@ -125,6 +132,13 @@ stream {{
     proxy_timeout 1h;
 {servers}}}
 """
+
+
+def nginx_tls(forward: Forward, options: str) -> str:
+    """Return the rest of `listen`, and what it needs."""
+    file = forward.certificate
+    tls = f" ssl_certificate {file}; ssl_certificate_key {file}; ssl_protocols TLSv1.3;" if file else ""
+    return f"{' ssl' if file else ''}{options};{tls}"
 
 
 def envoy(plan: Plan) -> str:
@@ -150,10 +164,30 @@ def envoy_listener(forward: Forward, plan: Plan) -> dict[str, Any]:
         name, proxy = "envoy.filters.network.thrift_proxy", envoy_thrift_proxy(forward)
     else:
         name, proxy = "envoy.filters.network.tcp_proxy", envoy_tcp_proxy(forward, plan)
+    chain: dict[str, Any] = {"filters": [{"name": name, "typed_config": proxy}]}
+    if forward.certificate:
+        chain["transport_socket"] = envoy_tls(forward.certificate)
     return {
         "name": forward.name,
         "address": envoy_address(forward.listener),
-        "filter_chains": [{"filters": [{"name": name, "typed_config": proxy}]}],
+        "filter_chains": [chain],
+    }
+
+
+def envoy_tls(certificate: Path) -> dict[str, Any]:
+    file = {"filename": str(certificate)}
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {
+                "tls_params": {
+                    "tls_minimum_protocol_version": "TLSv1_3",
+                    "tls_maximum_protocol_version": "TLSv1_3",
+                },
+                "tls_certificates": [{"certificate_chain": file, "private_key": file}],
+            },
+        },
     }
 
 
@@ -222,7 +256,12 @@ def tcpgw_tables(forward: Forward, service: str = "", listener: str = "") -> str
     By default 1,024 may be in flight and 1,024 may wait, as all do while the connection to the instance takes
     no more. `service` and `listener` are further lines of these tables.
     """
-    name, bind, instance, codec = forward
+    name, bind, instance, codec, certificate = forward
+    if certificate:
+        listener += (
+            f'tls = {{ certificates = [{{ chain = "{certificate}", key = "{certificate}" }}], '
+            'min_version = "1.3" }\n'
+        )
     rpc = "rpc = { max_inflight = 16384, queue = 16384 }\n" if codec else ""
     mode = f'mode = "rpc"\ncodec = "{codec}"\n' if codec else ""
     return f"""[[service]]
