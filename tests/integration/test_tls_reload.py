@@ -151,6 +151,7 @@ def test_a_certificate_that_cannot_be_used(tmp_path: Path) -> None:
         assert told.returncode == 2
         fault = f"{where}.chain: {tmp_path}/server.pem: no certificates in PEM form"
         assert fault in told.stderr + told.stdout
+        wait_until(lambda: gateway.events("reload_refused"))  # the log is written some time later
         assert fault in gateway.events("reload_refused")[0]["error"]
         assert shown(run.address) == {der(SERVER)}
 

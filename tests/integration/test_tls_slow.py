@@ -156,7 +156,7 @@ async def test_one_that_shakes_hands_and_is_silent(tmp_path: Path) -> None:
 
 async def test_credentials_within_tls_have_a_time(tmp_path: Path) -> None:
     """A client that shook hands and presents nothing is denied after access.timeout."""
-    (tmp_path / "keys").write_text("")
+    (tmp_path / "keys").write_text("# nobody")
     access = '[listener.access]\napi_keys = "keys"\ntimeout = "300ms"\n'
     async with bed(tmp_path, listener=PLAIN_TLS + access) as b:
         client = await b.client()
