@@ -226,7 +226,7 @@ class Planes:
 
         def rule(name: str, terms: dict[str, Any]) -> Rule:
             if name not in known:
-                return Rule(name, **terms)
+                return Rule(name, listener=listener.name, **terms)
             known[name].change(**terms)
             return known[name]
 

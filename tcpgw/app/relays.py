@@ -234,7 +234,7 @@ class Relays:
         return {
             "version": snapshot.version if snapshot else 0,
             "taken_at": snapshot.taken_at if snapshot else 0.0,
-            "endpoints": summed([members, self.reports.status(pool)]),
+            **summed([{"endpoints": members}, self.reports.status(pool)]),
             "circuit": self.places.circuit(pool).status(),
             **({"rpc": rpc} if rpc else {}),
         }

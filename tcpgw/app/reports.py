@@ -74,15 +74,25 @@ class Reports:
                     await self._urgent.wait()
 
     def status(self, pool: Pool) -> Figures:
-        """By endpoint."""
+        """A service's: of all its connections, and of its endpoints."""
+        outcomes = self.outcomes(pool)
+        return {
+            "connect": outcomes.connecting.figures(),
+            "retried": outcomes.retried,
+            "endpoints": self._endpoints(outcomes),
+        }
+
+    @staticmethod
+    def _endpoints(outcomes: Outcomes) -> Figures:
         return {
             str(endpoint): {
+                "picked": outcome.picked,
                 "connected": outcome.connected,
                 "failed": outcome.failed,
                 "successes": outcome.successes,
                 "failures": {kind.value: count for kind, count in outcome.failures.items() if count},
             }
-            for endpoint, outcome in self.outcomes(pool).items()
+            for endpoint, outcome in outcomes.items()
         }
 
     async def close(self) -> None:

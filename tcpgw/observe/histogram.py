@@ -6,9 +6,10 @@ middle is never further than 1/16 from what was put in, or half a microsecond.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from math import inf
+from typing import Any
 
 # Microseconds, an hour and twelve minutes; whatever takes longer is in the last bucket.
 _TOO_LONG = 1 << 32
@@ -67,12 +68,49 @@ class Histogram:
         self.count += other.count
         self.total += other.total
 
+    def figures(self) -> dict[str, Any]:
+        """Return plain values that add up: `count`, `sum` in seconds, and `buckets` that are not empty.
+
+        See `quantile_of` and `cumulative` for what these say.
+        """
+        buckets = {str(index): count for index, count in enumerate(self._counts) if count}
+        return {"count": self.count, "sum": self.total, "buckets": buckets}
+
     def buckets(self) -> Iterator[tuple[float, int]]:
         """Yield all buckets, upwards: the upper bound in seconds, the last one's infinite, and its own count.
 
         Always the same bounds. Not cumulative, as Prometheus wants them.
         """
         return zip(_UPPER, self._counts, strict=True)
+
+
+def quantile_of(buckets: Mapping[str, int], q: float) -> float | None:
+    """As `Histogram.quantile`, of the `buckets` of `figures`; None where there is none."""
+    total = sum(buckets.values())
+    if not total:
+        return None
+    wanted, seen = max(1, q * total), 0
+    for index, count in sorted((int(index), count) for index, count in buckets.items()):
+        seen += count
+        if seen >= wanted:
+            return _MIDDLE[index]
+    return _MIDDLE[_LAST]  # sums of shares may miss it by a rounding
+
+
+def cumulative(buckets: Mapping[str, int], bounds: Iterable[int]) -> list[tuple[float, int]]:
+    """How many latencies did not exceed each bound: its seconds, and the count.
+
+    `bounds` are powers of two, in microseconds, upwards: those are edges of buckets, so nothing is estimated.
+    """
+    found = sorted((int(index), count) for index, count in buckets.items())
+    counted: list[tuple[float, int]] = []
+    place = total = 0
+    for bound in bounds:
+        while place < len(found) and _UPPER[found[place][0]] <= bound / 1e6:
+            total += found[place][1]
+            place += 1
+        counted.append((bound / 1e6, total))
+    return counted
 
 
 # Latencies that a quantile is made of. Of the first 16 a p95 is the longest, which errs towards fewer hedges;

@@ -6,7 +6,7 @@ from typing import Any
 Figures = dict[str, Any]
 """By name: numbers, or more such tables."""
 
-GAUGES = frozenset({"active", "inflight", "draining", "waiting"})
+GAUGES = frozenset({"active", "ages", "draining", "inflight", "waiting"})
 """What is so at a moment: of a worker that is gone it is nothing."""
 
 

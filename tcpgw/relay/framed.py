@@ -15,8 +15,9 @@ which a connection can be ended without loss.
 
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
+from typing import Any
 
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.errors import FrameTooLargeError, ProtocolError
@@ -133,7 +134,7 @@ class FramedSession(StreamSession):
         self, plane: "FramedPlane", settings: Settings, upstream: Upstream, on_end: OnEnd, now: float
     ) -> None:
         self._plane = plane
-        self.latencies = Latencies(plane.latencies) if plane.in_order else None
+        self.latencies = Latencies(plane.latencies[upstream.service]) if plane.in_order else None
         super().__init__(settings, upstream, on_end, now)
 
     def _new_side(self, fin: Reason, reset: Reason) -> FramedSide:
@@ -248,7 +249,13 @@ class FramedPlane(StreamPlane):
         super().__init__(settings, choose, first_byte_timeout, judge=judge)
         self.new_splitter = new_splitter
         self.in_order = in_order
-        self.latencies = Histogram()
+        self.latencies: defaultdict[str, Histogram] = defaultdict(Histogram)
+
+    def figures(self) -> dict[str, Any]:
+        """`requests`, by service: as of a method in `rpc.figures`, where they are timed."""
+        timed = {name: one.figures() for name, one in self.latencies.items()}
+        requests = {name: {"outcomes": {"ok": one["count"]}, "latency": one} for name, one in timed.items()}
+        return {"requests": requests} if requests else {}
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> FramedSession:
         return FramedSession(self, self._settings, upstream, on_end, now)

@@ -31,6 +31,7 @@ from tcpgw.relay.draining import Cause, Draining
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Address, Connection, Plane, canonical
 from tcpgw.relay.sockets import listen
+from tcpgw.relay.tally import Tallies
 from tcpgw.relay.upstream import NoEndpointError
 
 log = structlog.get_logger()
@@ -64,9 +65,7 @@ class Listener:
         outlived: bool = False,
     ) -> None:
         self.name = settings.name
-        self.ended: Counter[Reason] = Counter()
-        self.bytes_in = 0  # from clients, of connections that have ended
-        self.bytes_out = 0
+        self.tallies = Tallies()
         self.connections: dict[int, Connection] = {}
         self.draining = Draining()
         self.shedding = False  # whoever connects is turned away
@@ -102,18 +101,20 @@ class Listener:
         """How often max_connections stopped the accepting."""
         return self._acceptor.paused
 
+    @property
+    def ended(self) -> Counter[Reason]:
+        """How many connections ended, by why."""
+        return self.tallies.ended
+
     def status(self) -> dict[str, Any]:
         """Figures since the start, in plain types: bytes with those of connections that go on."""
-        sessions = [one.session for one in self.connections.values() if one.session]
         return {
             "accepted": self.accepted,
-            "active": len(self.connections),
             "paused": self.paused,
             "accept_failures": self._acceptor.failures,
-            "bytes_in": self.bytes_in + sum(session.received for session in sessions),
-            "bytes_out": self.bytes_out + sum(session.sent for session in sessions),
-            "ended": {reason.value: count for reason, count in self.ended.items()},
             "drains": self.draining.status(),
+            **self.tallies.figures(self.connections.values(), time.monotonic()),
+            **self._plane.figures(),
         }
 
     # ---- life ----
@@ -266,6 +267,7 @@ class Listener:
             early = await self._admit(connection, trusted=trusted) if asked else b""
             admitted = True
             connection.session = await self._plane.open(connection, early, connection.end)
+            connection.tally = self.tallies.open(connection.session.service_name)
         except DeniedError as exc:
             reason, error, turned_away = exc.reason, str(exc), True
         except ProtocolError as exc:
@@ -362,7 +364,6 @@ class Listener:
         """
         if self.connections.pop(connection.id, None) is None:
             return
-        self.ended[reason] += 1
         if self.draining:
             error = self.draining.ended(connection, reason) or error
         session = connection.session
@@ -373,8 +374,9 @@ class Listener:
             use.leave(time.monotonic())
         bytes_in = session.received if session else 0
         bytes_out = session.sent if session else 0
-        self.bytes_in += bytes_in
-        self.bytes_out += bytes_out
+        duration = time.monotonic() - connection.opened
+        tally = connection.tally or self.tallies.open(str(connection.facts.get("service", "")))
+        tally.end(reason, bytes_in, bytes_out, duration)
         if not self.connections:
             self._empty.set()
             self._stop_cutting()
@@ -388,7 +390,7 @@ class Listener:
                 "service": None,
                 "bytes_in": bytes_in,
                 "bytes_out": bytes_out,
-                "duration": round(time.monotonic() - connection.opened, 6),
+                "duration": round(duration, 6),
                 **self._plane.unknown,
                 **connection.facts,
                 **(session.facts() if session else {}),

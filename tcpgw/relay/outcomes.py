@@ -17,6 +17,7 @@ from math import inf
 from typing import NamedTuple
 
 from tcpgw.endpoints import Endpoint
+from tcpgw.observe.histogram import Histogram
 from tcpgw.pool import Pool
 
 
@@ -47,10 +48,11 @@ class Outcome:
 
     __slots__ = (
         "_at", "_failures", "_last", "_streak", "_successes", "_told",
-        "connected", "failed", "failures", "successes",
+        "connected", "failed", "failures", "picked", "successes",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
+        self.picked = 0  # connections or requests that were to go there
         self.connected = 0
         self.failed = 0  # to connect
         self.successes = 0
@@ -119,6 +121,8 @@ class Outcomes(dict[Endpoint, Outcome]):
         `news` is called before, at each failure that counts.
         """
         super().__init__()
+        self.connecting = Histogram()  # how long instances took to accept
+        self.retried = 0  # connections that were tried once more
         self._watched: AbstractSet[Endpoint] = frozenset()
         self.judges_answers = False
         """Whether answers are to be told by `judge`: kind `error` counts."""

@@ -9,11 +9,12 @@ import asyncio
 import socket
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tcpgw.access.grant import Grant
 from tcpgw.access.limits import Usage
 from tcpgw.relay.reasons import Reason
+from tcpgw.relay.tally import Tally
 from tcpgw.wire.greeting import Greeting
 
 Address = tuple[str, int]
@@ -63,6 +64,10 @@ class Session(Protocol):
 
     Nothing of it is open any more when that is called; the figures can be read after it.
     """
+
+    @property
+    def service_name(self) -> str:
+        """The service that it is for; of one whose requests go to several, the first."""
 
     @property
     def received(self) -> int:
@@ -115,7 +120,7 @@ class Connection:
 
     __slots__ = (
         "_on_end", "address", "alpn", "destination", "facts", "grant", "hash_key", "id", "layers", "opened",
-        "over", "peer", "server_name", "session", "setup", "socket", "uses",
+        "over", "peer", "server_name", "session", "setup", "socket", "tally", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +152,7 @@ class Connection:
         self.setup: asyncio.Task[None] | None = None
         self.session: Session | None = None
         self.over: tuple[Reason, str] | None = None
+        self.tally: Tally | None = None  # where it counts, once it has a session
 
     def dressed(self, protocol: asyncio.Protocol) -> asyncio.Protocol:
         """Return what to give the socket's transport to, so that `protocol` gets the client's bytes. Once."""
@@ -174,6 +180,9 @@ class Plane(Protocol):
 
     def judge(self, client: Client) -> None:
         """Raise DeniedError where its credential allows none of the services that it can come to."""
+
+    def figures(self) -> dict[str, Any]:
+        """Return what it counts besides connections, in plain values that add up."""
 
     @property
     def timeout(self) -> float:

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.endpoints import Endpoint
@@ -153,6 +154,10 @@ class StreamSession(Relay):
     # ---- the listener's side ----
 
     @property
+    def service_name(self) -> str:
+        return self.upstream.service
+
+    @property
     def received(self) -> int:
         return self.client.received
 
@@ -269,6 +274,9 @@ class StreamPlane:
         self._settings = settings
         self._choose = choose
         self._loop = asyncio.get_running_loop()
+
+    def figures(self) -> dict[str, Any]:
+        return {}
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> StreamSession:
         upstream = self._choose(connection)

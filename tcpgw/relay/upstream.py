@@ -101,6 +101,7 @@ class Upstream:
                 self.release(endpoint)
                 error = "; the retry budget is spent (retry_budget)"
                 break
+            self.outcomes.retried += 1
             try:
                 if connected := await self._try(endpoint, new_side, search, failures, opening):
                     return connected
@@ -130,7 +131,9 @@ class Upstream:
             self.release(endpoint)
             if is_our_own(exc):
                 raise OverloadError(f"cannot open a connection: {exc.strerror}") from exc
-            self.outcomes[endpoint].failed += 1
+            outcome = self.outcomes[endpoint]
+            outcome.picked += 1
+            outcome.failed += 1
             if blames(exc):
                 self.outcomes.fail(endpoint, Kind.CONNECT)
             # The whole timeout, however fast the refusal: a dead instance must not look quick.
@@ -142,7 +145,10 @@ class Upstream:
             raise
         seconds = time.monotonic() - began
         self.pool.loads.observe(endpoint, seconds)
-        self.outcomes[endpoint].connected += 1
+        self.outcomes.connecting.add(seconds)
+        outcome = self.outcomes[endpoint]
+        outcome.picked += 1
+        outcome.connected += 1
         return Connected(endpoint, side, seconds, len(failures) + 1, search.position)
 
     async def _dial(

@@ -162,6 +162,9 @@ class Codec(Protocol):
     def errors(self, parts: Sequence[Piece]) -> list[bool]:
         """Say of each answer of a Run, in their order, whether it is an error by the protocol itself."""
 
+    def failures(self, parts: Sequence[Piece]) -> int:
+        """How many of them are."""
+
     def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:
         """Return the span in `data` of a value of a request's parameters, or None where there is none.
 

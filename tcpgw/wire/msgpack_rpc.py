@@ -217,6 +217,11 @@ class MsgpackRpc:
     def errors(self, parts: Sequence[Piece]) -> list[bool]:
         return [body[0] != _NIL for body in parts[PARTS - 1 :: PARTS]]
 
+    def failures(self, parts: Sequence[Piece]) -> int:
+        if len(parts) == PARTS:  # mostly, and this is asked of every answer
+            return parts[-1][0] != _NIL
+        return sum(self.errors(parts))
+
     # ---- parameters ----
 
     def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:

@@ -232,6 +232,9 @@ class Thrift:
         """As `Codec.errors`. An exception that the method declares is a result like others: it is a reply."""
         return [_is_exception(head) for head in parts[::PARTS]]
 
+    def failures(self, parts: Sequence[Piece]) -> int:
+        return sum(self.errors(parts))
+
     # ---- arguments ----
 
     def find(self, data: bytes, rest: int, path: Path) -> tuple[int, int] | None:

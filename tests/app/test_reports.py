@@ -120,8 +120,9 @@ async def test_what_does_not_count_is_not_told(told: Told, monkeypatch: pytest.M
     told.follow('passive = { failures = 1, on = ["error"] }')
     outcomes.fail(A, Kind.ERROR)
     assert await told.next() == {"s": {A: News(0, 1, 1, "error")}}
-    assert told.reports.status(told.pool) == {
+    assert told.reports.status(told.pool)["endpoints"] == {
         str(A): {
+            "picked": 0,
             "connected": 0,
             "failed": 0,
             "successes": 0,
@@ -139,5 +140,5 @@ async def test_a_service_that_is_gone_is_forgotten(told: Told) -> None:
     assert told.reports.outcomes(told.pool) is outcomes
     following = Told(Background())
     told.reports.follow(config(), {"s": following.pool})
-    assert told.reports.status(following.pool) == {}
-    assert told.reports.status(told.pool) == {}
+    assert told.reports.status(following.pool)["endpoints"] == {}
+    assert told.reports.status(told.pool)["endpoints"] == {}

@@ -958,7 +958,7 @@ async def test_times_of_answers_go_on() -> None:
                 assert await new.is_served()
             plane = g.listeners["l"]._plane
             assert isinstance(plane, FramedPlane)
-            assert plane.latencies.count == 3
+            assert plane.latencies["s"].count == 3
 
 
 async def test_what_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,9 +216,10 @@ async def test_rules_that_only_time_and_rank() -> None:
         assert [place for place, code in outcome.items() if code] == [
             place for place, method in enumerate(methods) if method == "no"
         ]
-        rules_ = {rule.name: rule for rule in g.plane.routing.rules.all}
-        assert {name: (rule.latency.count, rule.failed) for name, rule in rules_.items()} == {
-            "": (20, 0), "fast": (60, 0), "low*": (40, 0), "no": (0, 40),
+        (service,) = g.plane.routing.services
+        (methods_,) = service.status()["methods"].values()
+        assert {name: figures["outcomes"] for name, figures in methods_.items()} == {
+            "*": {"ok": 20}, "fast": {"ok": 60}, "low*": {"ok": 40}, "no": {"denied": 40},
         }  # fmt: skip
 
 

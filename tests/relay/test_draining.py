@@ -31,6 +31,10 @@ class Played:
         self._bed = bed
         self._connection = connection
 
+    @property
+    def service_name(self) -> str:
+        raise NotImplementedError
+
     def drain(self, reason: Reason = Reason.DRAINED) -> None:
         self.asked.append(reason)
         self.asked_at = time.monotonic()

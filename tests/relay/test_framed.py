@@ -412,7 +412,7 @@ async def test_latencies_are_measured_from_end_to_end() -> None:
             await asyncio.sleep(0.05)
             await instance.send(u32be(b"answer")[7:])
             assert await client.read(15) == u32be(b"a") + u32be(b"answer")
-        histogram = plane(b).latencies
+        histogram = plane(b).latencies["s"]
     assert histogram.count == 4
     assert 2 * (0.05 + 0.1) <= histogram.total < 2 * (0.05 + 0.1) + 0.2
 
@@ -421,7 +421,7 @@ async def test_opaque_frames_are_not_timed() -> None:
     """Where answers come in any order, nothing is said about their time."""
     async with bed(listener=U32BE) as b:
         await ask(*await b.pair())
-        assert plane(b).latencies.count == 0
+        assert not plane(b).latencies
 
 
 async def test_requests_without_answers_are_bounded() -> None:
@@ -457,4 +457,4 @@ async def test_requests_without_answers_are_bounded() -> None:
         assert len(got.result()) == len(empty) * 4 * most
         await sending
         assert relay.latencies.outstanding == 0
-        assert plane(b).latencies.count == 4 * most
+        assert plane(b).latencies["s"].count == 4 * most

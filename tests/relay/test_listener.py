@@ -258,7 +258,8 @@ async def test_figures_hold_what_ended_and_what_goes_on() -> None:
     async with bed(listener="max_connections = 2") as b:
         assert b.listener.status() == {
             "accepted": 0, "active": 0, "paused": 0, "accept_failures": 0, "bytes_in": 0, "bytes_out": 0,
-            "ended": {}, "drains": {},
+            "ended": {}, "drains": {}, "services": {},
+            "ages": {"1": 0, "10": 0, "60": 0, "600": 0, "3600": 0, "86400": 0, "": 0},
         }  # fmt: skip
         for number in range(2):
             client, instance = await b.pair()
@@ -271,9 +272,17 @@ async def test_figures_hold_what_ended_and_what_goes_on() -> None:
                 instance.close()
                 await b.closed(1)
         status = b.listener.status()
+        service = status["services"]["s"]
+        assert service.pop("duration")["count"] == 1
         assert status == {
             "accepted": 2, "active": 1, "paused": 0, "accept_failures": 0, "bytes_in": 16, "bytes_out": 12,
             "ended": {"client_fin": 1}, "drains": {},
+            "services": {
+                "s": {
+                    "opened": 2, "active": 1, "bytes_in": 16, "bytes_out": 12, "ended": {"client_fin": 1}
+                },
+            },
+            "ages": {"1": 1, "10": 0, "60": 0, "600": 0, "3600": 0, "86400": 0, "": 0},
         }  # fmt: skip
         assert msgpack.unpackb(msgpack.packb(status)) == status
         (outcome,) = b.gateway.relays.reports.outcomes(b.pool).values()

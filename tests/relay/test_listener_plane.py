@@ -24,6 +24,7 @@ from tests.support.streams import Line, Peer, dial, in_time, until
 class Played:
     """A session that does as the test says, and keeps what the listener did."""
 
+    service_name = "s"
     received, sent = 3, 4
     over = False
 
@@ -65,6 +66,9 @@ class Plane:
 
     def judge(self, client: Client) -> None:
         """It lets everybody in."""
+
+    def figures(self) -> dict[str, object]:
+        return {"played": 1}
 
     def __init__(self, then: Callable[[Played], None] = lambda _: None) -> None:
         self.sessions: list[Played] = []
@@ -116,7 +120,8 @@ async def test_the_line_has_what_the_session_says() -> None:
         await asyncio.sleep(0)
         plane.sessions[0].end(Reason.FRAME_TOO_LARGE, "byte 7")
         assert listener.ended == {Reason.FRAME_TOO_LARGE: 1}
-        assert (listener.bytes_in, listener.bytes_out) == (3, 4)
+        status = listener.status()
+        assert (status["bytes_in"], status["bytes_out"], status["played"]) == (3, 4, 1)
     (line,) = logs
     assert {key: line[key] for key in ("service", "endpoint", "requests", "bytes_in", "bytes_out")} == {
         "service": "s", "endpoint": "the last of many", "requests": 5, "bytes_in": 3, "bytes_out": 4,

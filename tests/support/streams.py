@@ -281,7 +281,7 @@ def _check_accounts(running: Bed) -> None:
         assert _FIELDS <= line.keys() <= _FIELDS | _OPTIONAL_FIELDS, line
     assert sorted(line["id"] for line in running.lines) == list(range(1, listener.accepted + 1))
     for name in ("bytes_in", "bytes_out"):
-        assert getattr(listener, name) == sum(line[name] for line in running.lines)
+        assert listener.status()[name] == sum(line[name] for line in running.lines)
     loads_ = running.pool.loads
     assert loads_.total == 0
     assert not any(loads_.inflight(member.endpoint) for member in running.pool.members)

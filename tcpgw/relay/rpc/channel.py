@@ -133,8 +133,10 @@ class Channel(asyncio.Protocol):
         except ProtocolError as exc:
             self._fault(f"the instance broke the protocol: {exc}")
             return
-        judging = runs and self.lane.service.outcomes.judges_answers
+        service = self.lane.service
+        judging = runs and service.outcomes.judges_answers
         errors = self._errors(runs) if judging else None
+        failures = service.protocol.client.failures
         now = monotonic()
         answered = alike = 0
         oldest = now
@@ -144,7 +146,7 @@ class Channel(asyncio.Protocol):
             if batch is not last:
                 same = batch.came == last.came and batch.rule is last.rule and batch.call is None
                 if alike and not same:
-                    last.rule.latency.add(now - last.came, alike)
+                    service.figures[last.rule].latency.add(now - last.came, alike)
                     answered += alike
                     alike = 0
                 last = batch
@@ -152,15 +154,17 @@ class Channel(asyncio.Protocol):
             if batch.call is None:
                 count = len(parts) // PARTS
                 alike += count
+                if failed := failures(parts):  # before the delivery, which spends them
+                    service.figures[batch.rule].errors += failed
                 client.deliver(parts, count)
             else:
-                self.lane.service.answered(batch.call, self, parts, now)
+                service.answered(batch.call, self, parts, now, failures(parts))
                 answered += 1
         if alike:
-            last.rule.latency.add(now - last.came, alike)
+            service.figures[last.rule].latency.add(now - last.came, alike)
             answered += alike
         if answered:
-            self.lane.service.answers += answered
+            service.answers += answered
             self.lane.answered(answered, now - oldest, errors)
         if mux.large:
             self._answer_large(now)
@@ -183,17 +187,22 @@ class Channel(asyncio.Protocol):
 
     def _answer_large(self, now: float) -> None:
         large, self.mux.large = self.mux.large, []
-        judging = self.lane.service.outcomes.judges_answers
+        service = self.lane.service
+        judging = service.outcomes.judges_answers
         for client, parts, batch, held in large:
-            errors = self._errors([(client, [parts[0], b"", parts[1]], batch)]) if judging else None
+            start = [parts[0], b"", parts[1]]  # which tells whether it is an error
+            errors = self._errors([(client, start, batch)]) if judging else None
+            failed = service.protocol.client.failures(start)
             self._memory.pass_on(held)
             if batch.call is not None:
-                self.lane.service.answered(batch.call, self, parts, now)
+                service.answered(batch.call, self, parts, now, failed)
             else:
-                batch.rule.latency.add(now - batch.came)
+                figures = service.figures[batch.rule]
+                figures.latency.add(now - batch.came)
+                figures.errors += failed
                 client.deliver(parts, 1)
             self._memory.grant()
-            self.lane.service.answers += 1
+            service.answers += 1
             self.lane.answered(1, now - batch.came, errors)
 
     def _fail(self) -> None:

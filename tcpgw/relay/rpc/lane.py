@@ -90,6 +90,7 @@ class Lane:
                 self._failed(exc)
             else:
                 self.service.outcomes[self.endpoint].connected += 1
+                self.service.outcomes.connecting.add(time.monotonic() - began)
                 await self._serve(channel)
             good = channel.given_up or time.monotonic() - began >= _GOOD
             if good and channel.lost.is_set():

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tcpgw.relay.rpc.session import RpcSession
 from tcpgw.relay.rpc.turn import EachTurn
@@ -123,6 +123,9 @@ class RpcPlane:
     def judge(self, client: Client) -> None:
         if self._vary is not None:
             self._vary.judge(client)
+
+    def figures(self) -> dict[str, Any]:
+        return {}  # its services count requests
 
     def codec(self, *, bare: bool) -> Codec:
         """What reads a client's messages."""

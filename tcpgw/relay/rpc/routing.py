@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tcpgw.observe.histogram import Histogram
 from tcpgw.wire.codec import Codec
 from tcpgw.wire.field import Field
 
@@ -19,20 +18,21 @@ _REMEMBERED = 1024
 
 
 class Rule:
-    """What holds for the requests of a method, and what they came to, which a `change` goes on counting.
+    """What holds for the requests of a method of one listener's. What they come to is counted by service.
 
     `hedge`: None, seconds, or "p95". `priority`: 0 before 1 before 2. `limit`: requests in flight, or None.
     """
 
     __slots__ = (
-        "denied", "failed", "hedge", "idempotent", "inflight", "latency", "limit", "name", "priority",
-        "service", "timeout",
+        "denied", "hedge", "idempotent", "inflight", "limit", "listener", "name", "priority", "service",
+        "timeout",
     )  # fmt: skip
 
     def __init__(
         self,
         name: str,
         *,
+        listener: str = "",
         timeout: float,
         service: RpcService | None = None,
         idempotent: bool = False,
@@ -42,9 +42,8 @@ class Rule:
         denied: bool = False,
     ) -> None:
         self.name = name
+        self.listener = listener
         self.inflight = 0  # of requests that a Call remembers
-        self.failed = 0  # answered with an error of the gateway's
-        self.latency = Histogram()
         self.change(
             timeout=timeout,
             service=service,
@@ -130,7 +129,8 @@ class PermittedRules(Rules):
         super().__init__(rules.default, rules.patterns)
         self._rules = rules
         self._permits = permits
-        self._barred = Rule("", timeout=rules.default.timeout, denied=True)
+        default = rules.default
+        self._barred = Rule("", listener=default.listener, timeout=default.timeout, denied=True)
         self._off = {
             rule for rule in rules.all if (rule.service not in services if rule.service else not routed)
         }

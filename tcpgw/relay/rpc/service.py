@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from tcpgw.balancing.budgets import HedgeBudget, RetryBudget
 from tcpgw.errors import Code
 from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.rpc.call import Batch, Call
+from tcpgw.relay.rpc.figures import ServiceFigures
 from tcpgw.relay.rpc.hedging import Hedging
 from tcpgw.relay.rpc.shedding import take_oldest
 from tcpgw.relay.rpc.target import Target
@@ -101,6 +103,7 @@ class RpcService:
         self.crowded: set[Lane] = set()  # where something waits
         self.retries = RetryBudget(terms.rpc.retry_budget)
         self.hedges = HedgeBudget(terms.rpc.hedge_budget)
+        self.figures = ServiceFigures()
         self.answers = 0  # that came from instances
         self.failed = 0  # requests answered with an error of the gateway's
         self.expired = 0  # requests whose deadline passed, of those
@@ -136,8 +139,10 @@ class RpcService:
 
     def dismiss(self, rules: Iterable[Rule]) -> None:
         """No request with these rules comes any more. Idempotent."""
+        rules = list(rules)
         for rule in rules:
             self._end_hedging(rule)
+        self.figures.dismiss(rules)
 
     def _end_hedging(self, rule: Rule) -> None:
         hedging = self._hedging.pop(rule, None)
@@ -168,7 +173,14 @@ class RpcService:
             "hedged": self.hedged,
             "drains": dict(self.drains),
             "requests_cut": self.requests_cut,
+            "waiting": self.waiting,
+            "methods": self.figures.status(self._under_way()),
         }
+
+    def _under_way(self) -> Counter[Rule]:
+        """Requests at instances, by their rule."""
+        channels = [channel for one in (*self.targets.values(), *self._retired) for channel in one.channels]
+        return Counter(batch.rule for channel in channels for _, _, batch in channel.mux.pending.values())
 
     # ---- life ----
 
@@ -383,16 +395,19 @@ class RpcService:
 
     # ---- ends of a request ----
 
-    def answered(self, call: Call, channel: Channel, parts: list[Piece], now: float) -> None:
-        """The answer came; the first one counts."""
+    def answered(self, call: Call, channel: Channel, parts: list[Piece], now: float, errors: int) -> None:
+        """The answer came, which is an error (1) or not; the first one counts."""
         if call.done:
             channel.mux.dropped += 1
             return
         call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
         self._finish(call)
-        call.rule.latency.add(now - call.started)
+        seconds = now - call.started
+        figures = self.figures[call.rule]
+        figures.latency.add(seconds)
+        figures.errors += errors
         if self._hedging and (hedging := self._hedging.get(call.rule)) is not None:
-            hedging.observe(now - call.started)
+            hedging.observe(seconds)
         call.client.deliver(parts, 1)
 
     def answer_lost(self, lost: Failed, channel: Channel) -> None:
@@ -400,7 +415,7 @@ class RpcService:
         endpoint = channel.lane.endpoint
         call: Call | None = lost.batch.call
         if call is None:
-            self._count_failed(lost.batch.rule)
+            self._count_failed(lost.batch.rule, lost.code)
             lost.owner.fail(lost.token, lost.code, lost.why, endpoint)
         elif not call.done:
             call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
@@ -409,15 +424,15 @@ class RpcService:
     def fail(self, call: Call, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
         """Answer in an instance's stead."""
         self._finish(call)
-        self._count_failed(call.rule)
+        self._count_failed(call.rule, code)
         if call.is_request:
             call.client.fail(call.message.token, code, text, endpoint)
         else:
             call.client.lost_notifications += 1
             call.client.settle()
 
-    def _count_failed(self, rule: Rule) -> None:
-        rule.failed += 1
+    def _count_failed(self, rule: Rule, code: Code) -> None:
+        self.figures[rule].failed[code] += 1
         self.failed += 1
 
     def forget(self, call: Call) -> None:
@@ -466,7 +481,7 @@ class RpcService:
         client, token, batch = entry
         call: Call | None = batch.call
         if call is None:
-            self._count_failed(batch.rule)
+            self._count_failed(batch.rule, Code.UPSTREAM_LOST)
             client.fail(token, Code.UPSTREAM_LOST, text, endpoint)
         elif call.done:
             return
@@ -577,7 +592,7 @@ class RpcService:
             text = f"no answer from {target.endpoint} in time"
             call: Call | None = batch.call
             if call is None:
-                self._count_failed(batch.rule)
+                self._count_failed(batch.rule, Code.DEADLINE_EXCEEDED)
                 client.fail(token, Code.DEADLINE_EXCEEDED, text, target.endpoint)
             elif not call.done:
                 call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]

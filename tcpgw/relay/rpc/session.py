@@ -355,6 +355,10 @@ class RpcSession(asyncio.Protocol):
     # ---- full and not ----
 
     @property
+    def service_name(self) -> str:
+        return self.service.name
+
+    @property
     def inflight(self) -> int:
         """Requests unanswered, and notifications that wait."""
         return self.requests - self.answered + self.waiting

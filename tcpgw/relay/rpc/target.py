@@ -107,6 +107,7 @@ class Target:
 
     def begin(self, count: int) -> None:
         self.load.inflight += count
+        self.outcome.picked += count
         self._service.pool.loads.total += count
 
     def end(self, count: int, seconds: float = 0.0) -> None:
