@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +16,7 @@ from tcpgw.discovery.modelarts import Account
 from tcpgw.discovery.source import Source
 from tcpgw.discovery.watch import Watcher
 from tcpgw.endpoints import Snapshot
+from tcpgw.observe.totals import Figures
 
 log = structlog.get_logger()
 
@@ -62,6 +63,24 @@ class Discovery:
     async def close(self) -> None:
         """Ask nobody any more. Idempotent."""
         await self._stop(self._watched)
+
+    def services(self) -> dict[str, Figures]:
+        """By service: how its source answers (see `Asked`), and what it said last in place of an answer."""
+        return {
+            name: {**asdict(one.watcher.asked), "last_error": one.watcher.last_error or ""}
+            for name, one in self._watched.items()
+        }
+
+    def clouds(self) -> dict[str, Figures]:
+        """By [cloud] table: the calls that it allows in a minute, those left now, seconds that it paused."""
+        return {
+            name: {
+                "budget": self._config.cloud[name].calls_per_minute,
+                "left": account.budget.left,
+                "paused": account.budget.pause_left,
+            }
+            for name, account in self._accounts.items()
+        }
 
     async def first_snapshots(self) -> None:
         """Return when every service has a snapshot, or has waited for one as long as its `wait` says.
@@ -167,6 +186,7 @@ class Discovery:
             store=make_store(config, service.discovery),
             version=followed.watcher.version if followed else 0,
             in_force=followed.watcher.in_force if followed and same else None,
+            asked=followed.watcher.asked if followed else None,
         )
         run = _run_after(followed.task, watcher, source) if followed else watcher.run()
         task = self._background.start(run, f"discovery of {service.name}")

@@ -129,6 +129,7 @@ class _Judge:
         self._failed: dict[Endpoint, float] = {}  # when it last did
         self._told: object = None  # anything: who heard of a service of this name before is told anew
         self._panic = False
+        self._why: dict[Endpoint, str] = {}  # of those that are not as they should be
         self._burst_until = -math.inf
         self._burst = 0  # changes since _PAUSE before that
         self._hurried = False  # whether the timer is for what was found, and not for time's own changes
@@ -173,6 +174,7 @@ class _Judge:
         panel = self._panel
         return {
             "states": {str(endpoint): state.value for endpoint, state in panel.states.items()},
+            "why": {str(endpoint): why for endpoint, why in self._why.items()},
             "panic": panel.panic,
             "panics": panel.panics,
             "ejections": panel.ejections,
@@ -272,6 +274,9 @@ class _Judge:
 
     def _say(self) -> None:
         for endpoint, before, after, why in self._panel.changes():
+            self._why.pop(endpoint, None)
+            if after in _BAD or after is State.TRIAL:
+                self._why[endpoint] = why
             if State.REMOVED in (before, after):  # snapshot_published has it
                 continue
             event = "endpoint_spared" if before == after else "endpoint_state"

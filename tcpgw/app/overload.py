@@ -6,6 +6,7 @@ waits for an instance the oldest goes first, since who asked it is likely to hav
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -82,6 +83,12 @@ class Overload:
         self._strain = Strain()
         self._mark = inf  # of memory, in bytes
         self._released = -inf
+        self._lags: deque[float] = deque(maxlen=round(1 / _LOOK))
+
+    @property
+    def lag(self) -> float:
+        """Greatest number of seconds by which the loop was late in the last one."""
+        return max(self._lags, default=0.0)
 
     @property
     def overloaded(self) -> bool:
@@ -100,6 +107,7 @@ class Overload:
             await asyncio.sleep(_LOOK)
             # The clock and not loop.time(): that is of the beginning of this turn.
             now = time.monotonic()
+            self._lags.append(now - due)
             if self._strain.look(now - due, self._memory(now), now):
                 self.times += self.overloaded
                 self._changed(self.overloaded)

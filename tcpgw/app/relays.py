@@ -214,14 +214,19 @@ class Relays:
             await listener.drained()
 
     def status(self) -> Figures:
-        """All figures, as plain values: `listeners` and `services`, by name.
+        """All figures, as plain values: `listeners` and `services`, by name; `process` does not add up.
 
         Totals are of all listeners that ever had the name, so they never go down.
         """
         now = [{listener.name: listener.status()} for listener in (*self.listeners.values(), *self.draining)]
         services = {name: self._status_of(pool) for name, pool in self.pools.items()}
         listeners = summed([self._past, *now])
-        return {"listeners": listeners, "services": services, "overload": self.overload.status()}
+        return {
+            "listeners": listeners,
+            "services": services,
+            "overload": self.overload.status(),
+            "process": {"lag": self.overload.lag},
+        }
 
     def _status_of(self, pool: Pool) -> Figures:
         """A service's. Before the first snapshot its version is 0."""

@@ -238,6 +238,13 @@ class Service(Table):
     """A set of interchangeable instances."""
 
     name: Name = Field(description="What routes, logs and metrics call it.")
+    version: str = Field(
+        default="",
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._+-]*$",
+        description="Which version of a model it is: the label `version` of its invocations, so that the "
+        "versions of a split are told apart as on the platform's page of a service.",
+    )
     discovery: Discovery
     balance: Balance = Balance()
     connect: Connect = Connect()

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -23,6 +23,15 @@ NAMED = 10
 log = structlog.get_logger()
 
 
+@dataclass
+class Asked:
+    """How often a service's source was asked, how often in vain, and when (Unix time) it answered last."""
+
+    calls: int = 0
+    errors: int = 0
+    answered_at: float | None = None
+
+
 class Watcher:
     """One service's discovery. `run` it once, as a task of a TaskGroup that ends the gateway when it raises.
 
@@ -30,8 +39,8 @@ class Watcher:
     only if the first answer is no good (the source failed, or its answer is suspect: see suspect.py).
     Versions go on from the stored one and grow with each change of endpoints or weights.
 
-    A watcher that follows another one is told that one's `version`, to go on from, and `in_force`, its
-    snapshot, where that is from the same source: answers are judged by it.
+    A watcher that follows another one is told that one's `version` and `asked`, to go on from, and
+    `in_force`, its snapshot, where that is from the same source: answers are judged by it.
 
     `publish` is awaited before the next question, so calls never overlap; what it raises ends `run`.
     `ready` is set once something was published; `last_error` is the text of the last failure, None while the
@@ -48,7 +57,9 @@ class Watcher:
         wall: Callable[[], float] = time.time,
         version: int = 0,
         in_force: Snapshot | None = None,
+        asked: Asked | None = None,
     ) -> None:
+        self.asked = asked or Asked()
         self.ready = asyncio.Event()
         self.last_error: str | None = None
         self._service = service
@@ -96,6 +107,7 @@ class Watcher:
             self._saved_at = self._in_force.taken_at
 
     async def _round(self) -> None:
+        self.asked.calls += 1
         try:
             members = await self._source.fetch()
         except DiscoveryError as error:
@@ -147,6 +159,7 @@ class Watcher:
 
     def _note_failure(self, error: DiscoveryError) -> None:
         now = self._wall()
+        self.asked.errors += 1
         if error.repeated != self._complaint or _is_due(self._complained_at, now):
             self._complained_at = now
             self._log.error("discovery_failed", error=str(error), **self._described())
@@ -154,6 +167,7 @@ class Watcher:
         self.last_error = str(error)
 
     def _note_answer(self) -> None:
+        self.asked.answered_at = self._wall()
         if self.last_error is not None:
             self._log.info("discovery_recovered", error=self.last_error)
             self.last_error = self._complaint = None

@@ -252,10 +252,12 @@ class FramedPlane(StreamPlane):
         self.latencies: defaultdict[str, Histogram] = defaultdict(Histogram)
 
     def figures(self) -> dict[str, Any]:
-        """`requests`, by service: as of a method in `rpc.figures`, where they are timed."""
+        """Where requests are timed also `requests`, by service: as of a method in `rpc.figures`."""
+        if not self.in_order:
+            return super().figures()
         timed = {name: one.figures() for name, one in self.latencies.items()}
         requests = {name: {"outcomes": {"ok": one["count"]}, "latency": one} for name, one in timed.items()}
-        return {"requests": requests} if requests else {}
+        return {"invocations": "requests", "requests": requests}
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> FramedSession:
         return FramedSession(self, self._settings, upstream, on_end, now)

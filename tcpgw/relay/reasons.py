@@ -37,4 +37,22 @@ class Reason(StrEnum):
     MAX_AGE = "max_age"  # because it was older than the listener's max_age
     REBALANCED = "rebalanced"  # because its key belongs to an endpoint that was added since
     SHUTDOWN = "shutdown"
+    WORKER_LOST = "worker_lost"  # its process died; counted by the supervisor, as nobody is left to log it
     INTERNAL = "internal"  # a bug in tcpgw; the line before it in the log has the traceback
+
+
+DENIED = frozenset(
+    {
+        Reason.DENIED_CIDR, Reason.DENIED_CREDENTIALS, Reason.DENIED_SERVICE, Reason.LIMIT_SOURCE,
+        Reason.LIMIT_SUBJECT, Reason.CREDENTIALS_TIMEOUT, Reason.HANDSHAKE_TIMEOUT, Reason.TLS_ERROR,
+    }
+)  # fmt: skip
+"""Who was not let in."""
+
+FAILED = frozenset(
+    {
+        Reason.CONNECT_FAILED, Reason.NO_ENDPOINT, Reason.OVERLOAD, Reason.INSTANCE_RESET, Reason.INTERNAL,
+        Reason.WORKER_LOST,
+    }
+)  # fmt: skip
+"""Who was let in and not served: no instance took it or one broke off, or the gateway is at fault."""

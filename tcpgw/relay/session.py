@@ -182,7 +182,10 @@ class Plane(Protocol):
         """Raise DeniedError where its credential allows none of the services that it can come to."""
 
     def figures(self) -> dict[str, Any]:
-        """Return what it counts besides connections, in plain values that add up."""
+        """Return `invocations`: what counts as one, "connections" or "requests"; and what it counts itself.
+
+        Plain values, of which numbers add up.
+        """
 
     @property
     def timeout(self) -> float:

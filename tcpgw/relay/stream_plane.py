@@ -276,7 +276,7 @@ class StreamPlane:
         self._loop = asyncio.get_running_loop()
 
     def figures(self) -> dict[str, Any]:
-        return {}
+        return {"invocations": "connections"}
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> StreamSession:
         upstream = self._choose(connection)

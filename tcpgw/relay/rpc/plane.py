@@ -125,7 +125,7 @@ class RpcPlane:
             self._vary.judge(client)
 
     def figures(self) -> dict[str, Any]:
-        return {}  # its services count requests
+        return {"invocations": "requests"}  # its services count them
 
     def codec(self, *, bare: bool) -> Codec:
         """What reads a client's messages."""

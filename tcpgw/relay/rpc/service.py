@@ -170,6 +170,7 @@ class RpcService:
             "failed": self.failed,
             "expired": self.expired,
             "retried": self.retried,
+            "retries_refused": self.retries.refused,
             "hedged": self.hedged,
             "drains": dict(self.drains),
             "requests_cut": self.requests_cut,

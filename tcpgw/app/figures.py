@@ -1,0 +1,117 @@
+"""What all workers counted together, those that are gone included; and what it says of each service."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from tcpgw.observe.totals import Figures, counted, summed
+from tcpgw.process.worker import WorkerProcess
+from tcpgw.relay.reasons import DENIED, FAILED, Reason
+
+# Answers that say nothing of a service: the client was not let in to it.
+_NOT_SERVED = {"denied"}
+
+
+class Totals:
+    """Sums of workers' reports that never go down."""
+
+    def __init__(self) -> None:
+        self.past: Figures = {}
+
+    def gone(self, worker: WorkerProcess, endpoints: Collection[str]) -> None:
+        """A worker has ended: what it counted stays. Of endpoints that are not among these nothing does."""
+        # One that did not say how many connections it cut has cut all that it had.
+        report = {"cut": worker.connections, **_lost(worker.report)}
+        self.past = summed([self.past, counted(report)])
+        for service in self.past.get("services", {}).values():
+            known = service.get("endpoints", {})
+            service["endpoints"] = {name: one for name, one in known.items() if name in endpoints}
+
+    def of(self, workers: Iterable[WorkerProcess]) -> Figures:
+        """Of these, and of all that are gone."""
+        reports = ({**worker.report, "process": {}} for worker in workers)  # which does not add up
+        return summed([self.past, *reports])
+
+
+def _lost(report: Figures) -> Figures:
+    """Return a worker's last report with an end for each connection that it did not say the end of."""
+    listeners = {
+        name: {
+            **listener,
+            "services": {
+                service: {**one, "ended": summed([one["ended"], {Reason.WORKER_LOST.value: one["active"]}])}
+                if one["active"] and service
+                else one
+                for service, one in listener.get("services", {}).items()
+            },
+        }
+        for name, listener in report.get("listeners", {}).items()
+    }
+    return {**report, "process": {}, "listeners": listeners}
+
+
+def requests(totals: Figures) -> Iterator[tuple[str, str, str, Figures]]:
+    """Yield listener, service and method of all requests, and what they came to (see `rpc.figures`)."""
+    for service, one in totals.get("services", {}).items():
+        for listener, methods in one.get("rpc", {}).get("methods", {}).items():
+            for method, figures in methods.items():
+                yield listener, service, method, figures
+    for name, listener in totals.get("listeners", {}).items():
+        for service, figures in listener.get("requests", {}).items():
+            yield name, service, "*", figures
+
+
+def connections(totals: Figures) -> Iterator[tuple[str, str, Figures]]:
+    """Yield listener and service ("" without) of all connections, and what they came to (see `Tally`)."""
+    for name, listener in totals.get("listeners", {}).items():
+        for service, figures in listener.get("services", {}).items():
+            yield name, service, figures
+
+
+def invocations(totals: Figures) -> dict[str, tuple[int, int]]:
+    """By service: how many requests ended, or connections where those are not seen; how many failed."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def add(service: str, ended: Mapping[str, int], failed: Iterable[str]) -> None:
+        before, failed_before = found.get(service, (0, 0))
+        count, bad = sum(ended.values()), sum(ended.get(one, 0) for one in failed)
+        found[service] = before + count, failed_before + bad
+
+    for _, service, _, figures in requests(totals):
+        served = {
+            name: count for name, count in figures.get("outcomes", {}).items() if name not in _NOT_SERVED
+        }
+        add(service, served, served.keys() - {"ok"})
+    for name, service, figures in connections(totals):
+        if service and totals["listeners"][name].get("invocations") == "connections":
+            add(service, figures["ended"], FAILED)
+    return found
+
+
+def counts(totals: Figures) -> dict[tuple[Any, ...], float]:
+    """Flatten what is looked at over time: by what it is, and of which service, listener or endpoint.
+
+    Buckets of histograms are numbers of their own.
+    """
+    flat: dict[tuple[Any, ...], float] = {}
+    for service, (ended, failed) in invocations(totals).items():
+        flat["invocations", service], flat["failed", service] = ended, failed
+    for name, service, _, figures in requests(totals):
+        used = "used", name, service
+        flat[used] = flat.get(used, 0) + sum(figures.get("outcomes", {}).values())
+        for bucket, count in figures.get("latency", {}).get("buckets", {}).items():
+            key = ("latency", service, bucket)
+            flat[key] = flat.get(key, 0) + count
+    for name, service, figures in connections(totals):
+        if totals["listeners"][name].get("invocations") == "connections":
+            flat["used", name, service] = figures["opened"]
+        for moved in ("bytes_in", "bytes_out"):
+            flat[moved, service] = flat.get((moved, service), 0) + figures[moved]
+    for service, one in totals.get("services", {}).items():
+        for bucket, count in one.get("connect", {}).get("buckets", {}).items():
+            flat["connect", service, bucket] = count
+        for endpoint, figures in one.get("endpoints", {}).items():
+            flat["picked", service, endpoint] = figures.get("picked", 0)
+    for name, listener in totals.get("listeners", {}).items():
+        flat["accepted", name] = listener["accepted"]
+        flat["denied", name] = sum(listener["ended"].get(reason, 0) for reason in DENIED)
+    return flat

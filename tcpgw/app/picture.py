@@ -1,0 +1,79 @@
+"""All that is known of a running gateway at one moment, for whoever shows, exposes or judges it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tcpgw.config import schema
+from tcpgw.endpoints import Snapshot
+from tcpgw.health.verdict import State
+from tcpgw.observe.totals import Figures
+
+_OUT = frozenset({State.UNHEALTHY.value, State.EJECTED.value})
+
+
+@dataclass(frozen=True)
+class WorkerPicture:
+    """One worker process. `state` is starting, accepting or leaving; `age` and `lag` in seconds."""
+
+    slot: int
+    pid: int
+    state: str
+    connections: int
+    age: float
+    lag: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`at`, `since` and `reloaded_at` are Unix time. `totals` are all workers' (see `figures.Totals`).
+
+    `health` and `discovery` are by service, `clouds` by [cloud] table, `certificates` by listener and then
+    kind, with the Unix time at which they expire. `given` are snapshots as discovery made them, `snapshots`
+    those in force. `overrides`: by service and endpoint, what an operator said. `lag` is the
+    supervisor's own.
+    """
+
+    at: float
+    version: str
+    pid: int
+    state: str
+    since: float
+    path: str
+    lag: float
+    config: schema.Config
+    workers: Sequence[WorkerPicture]
+    deaths: int
+    totals: Figures
+    addresses: Mapping[str, str]
+    snapshots: Mapping[str, Snapshot]
+    health: Mapping[str, Figures]
+    discovery: Mapping[str, Figures]
+    clouds: Mapping[str, Figures]
+    certificates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reloads: Mapping[str, int] = field(default_factory=dict)
+    reloaded_at: float = 0.0
+    given: Mapping[str, Snapshot] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    alerts: Sequence[Mapping[str, Any]] = ()
+
+    def listener(self, name: str) -> Figures:
+        """What its connections came to; empty before any worker told."""
+        found: Figures = self.totals.get("listeners", {}).get(name, {})
+        return found
+
+    def service(self, name: str) -> Figures:
+        found: Figures = self.totals.get("services", {}).get(name, {})
+        return found
+
+    def states(self, service: str) -> Mapping[str, str]:
+        """By endpoint."""
+        found: Mapping[str, str] = self.health.get(service, {}).get("states", {})
+        return found
+
+    def usable(self, service: str) -> tuple[int, int]:
+        """How many endpoints may be given something, and how many have a weight."""
+        snapshot = self.snapshots.get(service)
+        weighted = [str(endpoint) for endpoint, weight in snapshot.members if weight] if snapshot else []
+        states = self.states(service)
+        return sum(states.get(one) not in _OUT for one in weighted), len(weighted)
