@@ -32,7 +32,8 @@ from tcpgw.discovery.source import Source
 from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
 from tcpgw.observe import logs
-from tcpgw.operate import reload, status, upgrade
+from tcpgw.operate.changes import reload, upgrade
+from tcpgw.operate.status import status
 from tcpgw.process.inherited import InheritedError
 from tcpgw.process.limits import cpus, needed_files
 from tcpgw.relay.session import Someone

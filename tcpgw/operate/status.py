@@ -1,56 +1,21 @@
-"""The commands that ask a running gateway: `tcpgw status`, `tcpgw reload`, `tcpgw upgrade`."""
+"""`tcpgw status`: what a running gateway does and did."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tcpgw import terminal
-from tcpgw.app.control import REFUSED
-from tcpgw.client import RpcError, SyncClient
-from tcpgw.errors import ConnectError, TcpgwError
-from tcpgw.process.control import others, places
+from tcpgw.operate.ask import ConfigFile, ask
 
 # As wide as it takes where nobody looks: half an address is none, also to grep.
 out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
-ConfigFile = Annotated[
-    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration that the gateway runs with.")
-]
-
 _WHOLE = ("address", "endpoint")
-# Seconds: a reload waits for the first snapshots of new services, an upgrade for those of all.
-_PATIENCE = 600.0
-
-
-def reload(config: ConfigFile) -> None:
-    """Have the running gateway read its configuration again; connections go on.
-
-    Prints what changed. Exit code 2: the file is not valid, or what it asks for cannot be had (an address
-    that is taken), and the configuration in force stays as it was.
-    """
-    changes = _ask(config, "reload")
-    for line in changes:
-        typer.echo(line)
-    if not changes:
-        typer.echo("nothing changed")
-
-
-def upgrade(config: ConfigFile) -> None:
-    """Have the running gateway replaced by the version installed now; no client is refused.
-
-    The new one takes over the listening sockets, the old one drains.
-    """
-    successor = _ask(config, "upgrade")
-    typer.echo(
-        f"process {successor['pid']} accepts on {', '.join(successor['listeners'])}; the old one drains"
-    )
 
 
 def status(
@@ -58,34 +23,11 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print what the running gateway does and did, all its workers together."""
-    found = _ask(config, "status")
+    found = ask(config, "status")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         _show(found)
-
-
-def _ask(config: Path, method: str) -> Any:
-    """Ask the gateway that runs with this file, or exit: 2 where the file is at fault, else 1."""
-    if not config.exists():
-        raise terminal.end(2, f"{config}: no such file")
-    tried = list(places(config, os.environ))
-    for place in (*tried, *others(config)):
-        try:
-            with SyncClient(f"unix:{place}", connect_timeout=1.0) as client:
-                return client.call(method, timeout=_PATIENCE)
-        except ConnectError:
-            continue
-        except RpcError as exc:
-            raise terminal.end(2 if exc.code == REFUSED else 1, exc.message) from None
-        except TcpgwError as exc:
-            raise terminal.end(1, str(exc)) from None
-    folders = ", ".join(str(place.parent) for place in tried)
-    raise terminal.end(
-        1,
-        f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
-        " root), or was it started with another path to the file? Signals work: SIGHUP reloads",
-    )
 
 
 def _show(found: Mapping[str, Any]) -> None:

@@ -1,0 +1,43 @@
+"""How a running gateway is asked: over the control socket that its configuration's path leads to."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tcpgw import terminal
+from tcpgw.app.control import REFUSED
+from tcpgw.client import RpcError, SyncClient
+from tcpgw.errors import ConnectError, TcpgwError
+from tcpgw.process.control import others, places
+
+ConfigFile = Annotated[
+    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration that the gateway runs with.")
+]
+
+# Seconds: a reload waits for the first snapshots of new services, an upgrade for those of all.
+_PATIENCE = 600.0
+
+
+def ask(config: Path, method: str) -> Any:
+    """Ask the gateway that runs with this file, or exit: 2 where the file is at fault, else 1."""
+    if not config.exists():
+        raise terminal.end(2, f"{config}: no such file")
+    tried = list(places(config, os.environ))
+    for place in (*tried, *others(config)):
+        try:
+            with SyncClient(f"unix:{place}", connect_timeout=1.0) as client:
+                return client.call(method, timeout=_PATIENCE)
+        except ConnectError:
+            continue
+        except RpcError as exc:
+            raise terminal.end(2 if exc.code == REFUSED else 1, exc.message) from None
+        except TcpgwError as exc:
+            raise terminal.end(1, str(exc)) from None
+    folders = ", ".join(str(place.parent) for place in tried)
+    raise terminal.end(
+        1,
+        f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
+        " root), or was it started with another path to the file? Signals work: SIGHUP reloads",
+    )
