@@ -1,6 +1,7 @@
-"""The control socket: what the commands `reload`, `upgrade` and `status` ask a running gateway for."""
+"""The control socket: what commands such as `reload` and `status` ask a running gateway for."""
 
 import contextlib
+import inspect
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,9 +18,15 @@ from tcpgw.service import RpcError, Service
 log = structlog.get_logger()
 
 REFUSED = "refused"
-"""The code of an error where the configuration is at fault, or what it asks for cannot be had."""
+"""The code of an error where the file or the question is at fault, or what is asked for cannot be had."""
 FAILED = "failed"
 """The code of any other."""
+
+
+class RefusedError(TcpgwError):
+    """What is asked for cannot be had, and nothing has changed."""
+
+    blame = "operator"
 
 
 class RunningError(TcpgwError):
@@ -42,7 +49,7 @@ def refuse_second(config: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def controlled(config: Path, methods: Mapping[str, Callable[[], Any]]) -> AsyncIterator[Path | None]:
+async def controlled(config: Path, methods: Mapping[str, Callable[..., Any]]) -> AsyncIterator[Path | None]:
     """Answer on the control socket for as long as the context lasts; yield where that is.
 
     Without a place for it the gateway runs all the same, and None is yielded: signals still work. Who answers
@@ -76,11 +83,17 @@ async def controlled(config: Path, methods: Mapping[str, Callable[[], Any]]) -> 
                     place.unlink()
 
 
-def _guarded(method: Callable[[], Any]) -> Callable[[], Any]:
-    async def call() -> Any:
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    taken = inspect.signature(method)
+
+    async def call(*params: Any) -> Any:
         try:
-            return await method()
-        except (ConfigError, BindError, CredentialError) as exc:  # or it asks for what cannot be had
+            taken.bind(*params)
+        except TypeError as exc:
+            raise RpcError(REFUSED, f"{exc}: is the command of another version than the gateway?") from None
+        try:
+            return await method(*params)
+        except (ConfigError, BindError, CredentialError, RefusedError) as exc:
             raise RpcError(REFUSED, str(exc)) from None
         except TcpgwError as exc:
             raise RpcError(FAILED, str(exc)) from None

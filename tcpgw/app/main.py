@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -126,7 +127,15 @@ class Operation:
         self.started = asyncio.Event()
         self.succeeded = asyncio.Event()
         self.taken: list[str] = []
-        self.methods = {"status": supervisor.status, "reload": self._reload, "upgrade": self._upgrade}
+        overrides = supervisor.overrides
+        self.methods: dict[str, Callable[..., Awaitable[Any]]] = {
+            "status": supervisor.status,
+            "reload": self._reload,
+            "upgrade": self._upgrade,
+            "drain": self._in_turn(overrides.drain),
+            "undrain": self._in_turn(overrides.undrain),
+            "weight": self._in_turn(overrides.weight),
+        }
         self.signals = {
             signal.SIGHUP: lambda: self._signalled(self._reload),
             signal.SIGUSR2: lambda: self._signalled(self._upgrade),
@@ -163,6 +172,8 @@ class Operation:
             try:
                 await self.started.wait()
                 async with self._changing:
+                    if self.succeeded.is_set():  # by one that would not know of it
+                        raise EndingError  # noqa: TRY301 - the asker's, as what `change` raises
                     result = await change()
             except Exception as exc:  # noqa: BLE001 - the asker's
                 if not made.done():
@@ -179,6 +190,13 @@ class Operation:
             raise EndingError
         self._background.start(make(), "a change")
         return await made
+
+    def _in_turn(self, change: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Awaitable[T]]:
+        @functools.wraps(change)
+        async def made(*params: Any) -> T:
+            return await self._one(lambda: change(*params))
+
+        return made
 
     async def _reload(self) -> list[str]:
         """As `Supervisor.reload`."""

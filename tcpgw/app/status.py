@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tcpgw.config import schema
@@ -19,13 +20,15 @@ def made(
     snapshots: Mapping[str, Snapshot],
     totals: Figures,
     health: Mapping[str, Figures],
+    overrides: Mapping[str, Mapping[str, Figures]] = MappingProxyType({}),
 ) -> Status:
     """Return `workers` (a list of slot, pid, state, connections, age), `listeners` and `services` (by name).
 
     `overload` counts workers that are overloaded now (`active`), how often any was, and what they let go.
 
     A listener that was removed has the address None, and counts on. A service's endpoints are those of the
-    snapshot in force, with their state; `taken_at` is Unix time, None without a snapshot.
+    snapshot in force, with their state, and with `override` and `given_weight` where `overrides` has them;
+    `taken_at` is Unix time, None without a snapshot.
     """
     listeners = totals.get("listeners", {})
     services = totals.get("services", {})
@@ -37,7 +40,10 @@ def made(
         "overload": totals.get("overload", {"active": 0, "times": 0, "shed": 0}),
         "services": {
             service.name: _service(
-                services.get(service.name, {}), snapshots.get(service.name), health.get(service.name, {})
+                services.get(service.name, {}),
+                snapshots.get(service.name),
+                health.get(service.name, {}),
+                overrides.get(service.name, {}),
             )
             for service in config.service
         },
@@ -55,7 +61,9 @@ def _worker(worker: WorkerProcess) -> Status:
     }
 
 
-def _service(figures: Figures, snapshot: Snapshot | None, health: Figures) -> Status:
+def _service(
+    figures: Figures, snapshot: Snapshot | None, health: Figures, overrides: Mapping[str, Figures]
+) -> Status:
     counts, states = figures.get("endpoints", {}), health.get("states", {})
     members = snapshot.members if snapshot else ()
     return {
@@ -68,6 +76,7 @@ def _service(figures: Figures, snapshot: Snapshot | None, health: Figures) -> St
                 **counts.get(str(endpoint), {}),
                 "weight": weight,
                 **({"state": states[str(endpoint)]} if str(endpoint) in states else {}),
+                **overrides.get(str(endpoint), {}),
             }
             for endpoint, weight in members
         },

@@ -19,6 +19,7 @@ from tcpgw.app.discovery import Discovery
 from tcpgw.app.health import Health
 from tcpgw.app.limits import fitted
 from tcpgw.app.material import Contents, Materials
+from tcpgw.app.overrides import Overrides
 from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
 from tcpgw.app.status import Status, made
 from tcpgw.app.usage import Elsewhere, Told, Usage
@@ -80,7 +81,8 @@ class Supervisor:
         self._materials = Materials(self._take, self._background)
         self._health = Health(self._briefing.weigh, self._background)
         self._usage = Usage()
-        self._discovery = Discovery(config, self._publish, self._background)
+        self.overrides = Overrides(self._publish, self._health.status, self._background)
+        self._discovery = Discovery(config, self.overrides.publish, self._background)
         self._workers: Workers
 
     async def __aenter__(self) -> Self:
@@ -94,6 +96,8 @@ class Supervisor:
             contents = await self._read(self.config)
             self._stack.callback(self._health.close)
             self._health.follow(self.config, contents)
+            self._stack.callback(self.overrides.close)
+            await self.overrides.load(self.config)
             await self._stack.enter_async_context(self._discovery)
             handlers: Handlers = {
                 "beat": _nothing,
@@ -155,6 +159,7 @@ class Supervisor:
         """
         self.state = "draining"
         if taken:  # the calls that the cloud allows are the successor's now
+            self.overrides.close()
             await self._discovery.close()
         outlived = {*taken, *(name for name, one in self.sockets.items() if one.outlived)}
         # First, so that the workers' are the last: they take who still waits, and then clients are refused.
@@ -247,13 +252,14 @@ class Supervisor:
         self.config, self._contents = config, contents
         self._materials.follow(config, contents)
         self._health.follow(config, contents)
+        self.overrides.follow(config)
         self._brief()
 
     def _brief(self) -> None:
         ours = fitted(share(self.config, self._count), self._files)
         self._briefing.configure(ours, self._contents, self.sockets, self._count)
 
-    async def _publish(self, snapshot: Snapshot) -> None:
+    def _publish(self, snapshot: Snapshot) -> None:
         self._health.publish(snapshot)
         self._briefing.publish(snapshot)
 
@@ -376,6 +382,7 @@ class Supervisor:
                 self._briefing.snapshots,
                 totals,
                 self._health.status(),
+                self.overrides.told(),
             ),
         }
 

@@ -5,7 +5,6 @@ One file per service, `{state_dir}/snapshots/{service}.json`, in a form that a p
 written is reported, and the gateway goes on without it.
 """
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 import structlog
 from pydantic import AwareDatetime, BaseModel, PositiveInt, ValidationError
 
+from tcpgw import durable
 from tcpgw.config.values import StaticMember
 from tcpgw.endpoints import Snapshot
 
@@ -52,17 +52,10 @@ class Store:
             return None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Replace the service's file whole, on disk when this returns. Never raises OSError: it is logged.
-
-        The rename is atomic, so a reader, and a start after a power cut, finds the old file or the new one.
-        """
+        """Replace the service's file as `durable.replace` does. Never raises OSError: it is logged."""
         path = self._path(snapshot.service)
-        unfinished = path.with_name(f"{path.name}.tmp")
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(unfinished, self._encode(snapshot))
-            unfinished.replace(path)
-            _sync(self._directory)
+            durable.replace(path, self._encode(snapshot))
         except OSError as error:
             hint = "make gateway.state_dir writable; without this file a start needs the source to be up"
             log.warning(
@@ -96,21 +89,3 @@ def _reason(error: Exception) -> str:
         return str(error)
     first = error.errors(include_url=False)[0]
     return ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
-
-
-def _write(path: Path, data: bytes) -> None:
-    # Which addresses serve is nobody else's business: readable by the owner alone from the first moment on.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Put the rename itself on disk: without it a power cut may bring the old file back."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -47,9 +47,7 @@ def _show(found: Mapping[str, Any]) -> None:
         for endpoint, one in service["endpoints"].items():
             figures = (str(one.get(key, 0)) for key in ("inflight", "connected"))
             failures = ", ".join(f"{kind} {count}" for kind, count in one.get("failures", {}).items())
-            services.add_row(
-                name, endpoint, str(one["weight"]), one.get("state", ""), *figures, failures or "0"
-            )
+            services.add_row(name, endpoint, *_standing(one), *figures, failures or "0")
     out.print(workers, listeners, services)
     for name, one in found["listeners"].items():
         if one["ended"]:
@@ -64,6 +62,15 @@ def _show(found: Mapping[str, Any]) -> None:
         out.print("overloaded: new connections are closed; see the log", soft_wrap=True)
     if found["worker_deaths"]:
         out.print(f"workers that died: {found['worker_deaths']}")
+
+
+def _standing(endpoint: Mapping[str, Any]) -> tuple[str, str]:
+    """An endpoint's weight and state, and what an operator said of them."""
+    weight, given = endpoint["weight"], endpoint.get("given_weight")
+    shown = str(weight) if given in (None, weight) else f"{weight} (discovery: {given})"
+    return shown, "drained by operator" if endpoint.get("override") == "drained" else endpoint.get(
+        "state", ""
+    )
 
 
 def _age(seconds: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tcpgw.app.control import FAILED, REFUSED, RunningError, controlled, refuse_second
+from tcpgw.app.control import FAILED, REFUSED, RefusedError, RunningError, controlled, refuse_second
 from tcpgw.client import Client, RpcError
 from tcpgw.errors import ConfigError, Fault, TcpgwError
 
@@ -32,6 +32,14 @@ async def fail() -> None:
     raise TcpgwError("not now")
 
 
+async def repeat(word: str, times: int = 1) -> str:
+    return word * times
+
+
+async def decline() -> None:
+    raise RefusedError("nobody has it")
+
+
 async def test_methods_are_called_by_name(folder: Path) -> None:
     """What they raise says whether the file is at fault; only the owner may ask; nothing is left."""
     methods = {"answer": answer, "refuse": refuse, "fail": fail}
@@ -47,6 +55,21 @@ async def test_methods_are_called_by_name(folder: Path) -> None:
                 await client.call("fail")
     assert (refused.value.code, failed.value.code) == (REFUSED, FAILED)
     assert os.listdir(folder) == []  # noqa: PTH208
+
+
+async def test_methods_take_parameters() -> None:
+    """Other ones than they have are the asker's fault, who may be of another version."""
+    methods = {"repeat": repeat, "decline": decline}
+    async with controlled(Path("x.toml"), methods) as place, Client(f"unix:{place}") as client:
+        assert await client.call("repeat", "x") == "x"
+        assert await client.call("repeat", "x", 3) == "xxx"
+        for params in ([], ["x", 1, 2]):
+            with pytest.raises(RpcError, match="another version") as refused:
+                await client.call("repeat", *params)
+            assert refused.value.code == REFUSED
+        with pytest.raises(RpcError, match="nobody has it") as refused:
+            await client.call("decline")
+        assert refused.value.code == REFUSED
 
 
 async def test_one_file_has_one_gateway(folder: Path) -> None:

@@ -43,6 +43,17 @@ def test_what_workers_counted_stands_beside_what_the_supervisor_knows() -> None:
     }
 
 
+def test_what_an_operator_said_is_shown() -> None:
+    """Beside the weight that is in force."""
+    config = loads(relaying([("10.0.0.1", 1)]), Path())
+    snapshot = Snapshot("s", 7, (Member(Endpoint("10.0.0.1", 1), 0),), 12.5)
+    said = {"s": {"10.0.0.1:1": {"override": "drained", "given_weight": 3}}}
+    found = made(config, [], {}, {"s": snapshot}, {}, {}, said)
+    assert found["services"]["s"]["endpoints"] == {
+        "10.0.0.1:1": {"weight": 0, "override": "drained", "given_weight": 3}
+    }
+
+
 def test_before_the_first_snapshot_there_is_little_to_say() -> None:
     """But for the workers: where each is in its life."""
     config = loads(relaying([("10.0.0.1", 1)]), Path())
