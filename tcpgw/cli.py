@@ -33,6 +33,7 @@ from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
 from tcpgw.observe import logs
 from tcpgw.operate.changes import reload, upgrade
+from tcpgw.operate.drain import drain, undrain, weight
 from tcpgw.operate.status import status
 from tcpgw.process.inherited import InheritedError
 from tcpgw.process.limits import cpus, needed_files
@@ -50,6 +51,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode="markdown",
 )
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (TOML).")]
@@ -299,6 +301,9 @@ app.command()(bench)
 app.command()(status)
 app.command()(reload)
 app.command()(upgrade)
+app.command()(drain)
+app.command()(undrain)
+app.command()(weight)
 app.add_typer(key)
 
 

@@ -18,21 +18,23 @@ ConfigFile = Annotated[
 
 # Seconds: a reload waits for the first snapshots of new services, an upgrade for those of all.
 _PATIENCE = 600.0
+# What a gateway says that does not know a method: tcpgw.service does.
+_UNKNOWN = "unknown_method"
 
 
-def ask(config: Path, method: str) -> Any:
-    """Ask the gateway that runs with this file, or exit: 2 where the file is at fault, else 1."""
+def ask(config: Path, method: str, *params: Any) -> Any:
+    """Ask the gateway that runs with this file, or exit: 2 where file or question are at fault, else 1."""
     if not config.exists():
         raise terminal.end(2, f"{config}: no such file")
     tried = list(places(config, os.environ))
     for place in (*tried, *others(config)):
         try:
             with SyncClient(f"unix:{place}", connect_timeout=1.0) as client:
-                return client.call(method, timeout=_PATIENCE)
+                return client.call(method, *params, timeout=_PATIENCE)
         except ConnectError:
             continue
         except RpcError as exc:
-            raise terminal.end(2 if exc.code == REFUSED else 1, exc.message) from None
+            raise terminal.end(2 if exc.code == REFUSED else 1, _said(exc)) from None
         except TcpgwError as exc:
             raise terminal.end(1, str(exc)) from None
     folders = ", ".join(str(place.parent) for place in tried)
@@ -41,3 +43,9 @@ def ask(config: Path, method: str) -> Any:
         f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
         " root), or was it started with another path to the file? Signals work: SIGHUP reloads",
     )
+
+
+def _said(exc: RpcError) -> str:
+    if exc.code == _UNKNOWN:
+        return "the gateway that runs is of an older version than this command: `tcpgw upgrade` replaces it"
+    return exc.message

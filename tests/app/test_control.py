@@ -3,7 +3,9 @@
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -59,7 +61,7 @@ async def test_methods_are_called_by_name(folder: Path) -> None:
 
 async def test_methods_take_parameters() -> None:
     """Other ones than they have are the asker's fault, who may be of another version."""
-    methods = {"repeat": repeat, "decline": decline}
+    methods: dict[str, Callable[..., Any]] = {"repeat": repeat, "decline": decline}
     async with controlled(Path("x.toml"), methods) as place, Client(f"unix:{place}") as client:
         assert await client.call("repeat", "x") == "x"
         assert await client.call("repeat", "x", 3) == "xxx"
