@@ -32,8 +32,11 @@ from tcpgw.discovery.source import Source
 from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.errors import ConfigError, DiscoveryError, TcpgwError
 from tcpgw.observe import logs
+from tcpgw.operate.alerts import alerts, silence, unsilence
 from tcpgw.operate.changes import reload, upgrade
+from tcpgw.operate.connections import connections
 from tcpgw.operate.drain import drain, undrain, weight
+from tcpgw.operate.monitoring import monitoring
 from tcpgw.operate.status import status
 from tcpgw.process.inherited import InheritedError
 from tcpgw.process.limits import cpus, needed_files
@@ -304,6 +307,11 @@ app.command()(upgrade)
 app.command()(drain)
 app.command()(undrain)
 app.command()(weight)
+app.command()(connections)
+app.command()(alerts)
+app.command()(silence)
+app.command()(unsilence)
+app.add_typer(monitoring)
 app.add_typer(key)
 
 

@@ -104,9 +104,14 @@ class Channels:
         for task in (*self._leaving.values(), *self._running.values()):
             await self._background.stop(task)
 
+    @property
+    def all(self) -> set[RpcService]:
+        """Those in use, and those that finish what they have under way."""
+        return {*self.by_key.values(), *self._running}
+
     def status(self, service: str) -> Figures:
         """What the requests of a service came to, those of closed RpcServices included; empty without any."""
-        running = [one.status() for one in {*self.by_key.values(), *self._running} if one.name == service]
+        running = [one.status() for one in self.all if one.name == service]
         return summed([self._past.get(service, {}), *running])
 
 

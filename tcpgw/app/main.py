@@ -130,6 +130,7 @@ class Operation:
         overrides = supervisor.overrides
         self.methods: dict[str, Callable[..., Awaitable[Any]]] = {
             "status": supervisor.status,
+            "connections": supervisor.connections,
             "reload": self._reload,
             "upgrade": self._upgrade,
             "drain": self._in_turn(overrides.drain),

@@ -14,6 +14,7 @@ from tcpgw.app.access import Guards, Renew, check
 from tcpgw.app.background import Background
 from tcpgw.app.balancing import make_policy
 from tcpgw.app.channels import Channels, Key
+from tcpgw.app.connections import listed
 from tcpgw.app.material import Contents
 from tcpgw.app.opening import Opened, Sockets, close_all, open_all
 from tcpgw.app.overload import Overload
@@ -227,6 +228,11 @@ class Relays:
             "overload": self.overload.status(),
             "process": {"lag": self.overload.lag},
         }
+
+    async def connections(self, service: str | None, slowest: bool, count: int) -> Figures:
+        """As `connections.listed`."""
+        listeners = [*self.listeners.values(), *self.draining]
+        return await listed(listeners, self._channels.all, service, slowest, count)
 
     def _status_of(self, pool: Pool) -> Figures:
         """A service's. Before the first snapshot its version is 0."""

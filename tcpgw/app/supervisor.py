@@ -15,6 +15,7 @@ from tcpgw import __version__
 from tcpgw.app.access import check
 from tcpgw.app.background import Background
 from tcpgw.app.briefing import Briefing
+from tcpgw.app.connections import gathered
 from tcpgw.app.discovery import Discovery
 from tcpgw.app.health import Health
 from tcpgw.app.limits import fitted
@@ -385,6 +386,13 @@ class Supervisor:
                 self.overrides.told(),
             ),
         }
+
+    async def connections(
+        self, service: str | None = None, slowest: bool = False, count: int = 20
+    ) -> dict[str, Any]:
+        """As `connections.gathered`."""
+        names = [one.name for one in self.config.service]
+        return await gathered(self._workers.all, names, service, slowest, count)
 
     @property
     def _is_degraded(self) -> bool:

@@ -71,6 +71,7 @@ class Worker:
             "accept": self._accept,
             "drain": self._drain,
             "report": self._report,
+            "connections": self._connections_listed,
         }
         self._channel = Channel(sock, handlers, with_fds=["lend"])
 
@@ -171,6 +172,11 @@ class Worker:
 
     def _report(self) -> dict[str, Any]:
         return self._relays.status() if self._relays else {}
+
+    async def _connections_listed(self, service: str | None, slowest: bool, count: int) -> dict[str, Any]:
+        if self._relays is None:
+            return {"connections": [], "total": 0}
+        return await self._relays.connections(service, slowest, count)
 
     # ---- what it does by itself ----
 

@@ -109,6 +109,10 @@ class FairQueue(Generic[O, T]):
     def __len__(self) -> int:
         return self._size
 
+    def __iter__(self) -> Iterator[T]:
+        """Yield all that waits: by priority, and within one each owner's together, in their order."""
+        return (item for turns in self._turns for lane in turns.values() for _, item in lane.items)
+
     def push(self, owner: O, item: T, priority: int = 1, until: float = inf) -> T | None:
         """Add an item, and return the one that finds no place: None while fewer than `limit` wait.
 

@@ -1,10 +1,12 @@
 """How a running gateway is asked: over the control socket that its configuration's path leads to."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from tcpgw import terminal
 from tcpgw.app.control import REFUSED
@@ -15,6 +17,9 @@ from tcpgw.process.control import others, places
 ConfigFile = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration that the gateway runs with.")
 ]
+
+# As wide as it takes where nobody looks: half an address is none, also to grep.
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 # Seconds: a reload waits for the first snapshots of new services, an upgrade for those of all.
 _PATIENCE = 600.0

@@ -1,19 +1,15 @@
 """`tcpgw status`: what a running gateway does and did."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from tcpgw import terminal
-from tcpgw.operate.ask import ConfigFile, ask
-
-# As wide as it takes where nobody looks: half an address is none, also to grep.
-out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+from tcpgw.operate.ask import ConfigFile, ask, out
+from tcpgw.operate.figures import age
 
 _WHOLE = ("address", "endpoint")
 
@@ -31,11 +27,11 @@ def status(
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    age = _age(time.time() - found["since"])
-    out.print(f"tcpgw {found['version']}: {found['state']}; pid {found['pid']}, up {age}", soft_wrap=True)
+    up = age(time.time() - found["since"])
+    out.print(f"tcpgw {found['version']}: {found['state']}; pid {found['pid']}, up {up}", soft_wrap=True)
     workers = terminal.table("worker", "pid", "state", "connections", "up", whole=_WHOLE)
     for one in found["workers"]:
-        cells = (one["worker"], one["pid"], one["state"], one["connections"], _age(one["age"]))
+        cells = (one["worker"], one["pid"], one["state"], one["connections"], age(one["age"]))
         workers.add_row(*map(str, cells))
     listeners = terminal.table("listener", "address", "connections", "accepted", whole=_WHOLE)
     for name, one in found["listeners"].items():
@@ -71,11 +67,3 @@ def _standing(endpoint: Mapping[str, Any]) -> tuple[str, str]:
     return shown, "drained by operator" if endpoint.get("override") == "drained" else endpoint.get(
         "state", ""
     )
-
-
-def _age(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if count]
-    return " ".join(parts[:2]) or f"{rest} s"

@@ -51,6 +51,10 @@ class Latencies:
         self._histogram = histogram
         self._runs: deque[tuple[float, int]] = deque()
 
+    def waiting(self, now: float) -> float:
+        """Seconds that the oldest request waits; 0 without any."""
+        return now - self._runs[0][0] if self._runs else 0.0
+
     def asked(self, count: int, now: float) -> None:
         self._runs.append((now, count))
         self.outstanding += count
@@ -203,6 +207,12 @@ class FramedSession(StreamSession):
                 error = f"{side.splitter.partial} bytes of a frame within {timeout:g} s, and not its end"
                 self._over(Reason.FRAME_TIMEOUT, side, error)
                 self.abort(Reason.FRAME_TIMEOUT, reset=True)
+
+    def owed(self, now: float) -> tuple[int | None, float | None]:
+        """Exactly where answers come in order, else by how many frames went each way."""
+        if self.latencies is not None:
+            return self.latencies.outstanding, self.latencies.waiting(now)
+        return max(0, self.client.frames - self.instance.frames), super().owed(now)[1]
 
     def facts(self) -> dict[str, object]:
         return {**super().facts(), "requests": self.client.frames, "answers": self.instance.frames}

@@ -102,6 +102,12 @@ class Session(Protocol):
         Called several times in each of the listener's time-outs, so that a session needs no timer.
         """
 
+    def owed(self, now: float) -> tuple[int | None, float | None]:
+        """How many answers its client waits for, as far as is known, and how many seconds for the oldest.
+
+        None where it does not know that itself.
+        """
+
     def facts(self) -> dict[str, object]:
         """Return what the closing line says besides the connection's own facts (`requests=`, …)."""
 

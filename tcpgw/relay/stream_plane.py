@@ -179,6 +179,10 @@ class StreamSession(Relay):
         elif quiet >= self._settings.idle_timeout:
             self.abort(Reason.IDLE_TIMEOUT, reset=False)
 
+    def owed(self, now: float) -> tuple[int | None, float | None]:
+        """A guess, as that of `drain`: who sent last is owed an answer. To the accuracy of `idle_seconds`."""
+        return None, self.idle_seconds(now) if self.last is self.client else 0.0
+
     def facts(self) -> dict[str, object]:
         return {
             "service": self.upstream.service,

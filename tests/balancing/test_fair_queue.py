@@ -31,6 +31,15 @@ def test_owners_take_turns() -> None:
     assert popped(queue, 6) == "A1B1C1A2C2A3"
 
 
+def test_all_that_waits_can_be_looked_at() -> None:
+    """Each item once, and it stays where it is."""
+    queue = new_queue()
+    for item, priority in (("A1", 1), ("B1", 0), ("A2", 1), ("C1", 2)):
+        queue.push(item[0], item, priority)
+    assert list(queue) == ["B1", "A1", "A2", "C1"]
+    assert len(queue) == 4
+
+
 def test_who_comes_back_joins_at_the_end() -> None:
     """An owner that empties its queue and pushes again does not get ahead of those that wait."""
     queue = new_queue()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tcpgw.relay.rpc.memory import Memory
     from tcpgw.relay.rpc.plane import RpcPlane
     from tcpgw.relay.rpc.routing import Rule
+    from tcpgw.relay.rpc.session import RpcSession
 
 # Seconds between looks at deadlines: one sweep for all instead of a timer for each request.
 _SWEEP = 0.05
@@ -162,6 +163,19 @@ class RpcService:
         return not any(lane.queue for lane in lanes) and not any(
             channel.mux.pending or channel.mux.parts for channel in channels
         )
+
+    def unanswered(self) -> Iterator[tuple[RpcSession, float]]:
+        """Yield whose each request is that waits or is under way, and when it came (`time.monotonic()`).
+
+        Of some 10,000 others may have come and gone before the last: this may be gone on with in later turns.
+        """
+        for target in [*self.targets.values(), *self._retired]:
+            for lane in target.lanes:
+                for channel in list(lane.channels):
+                    for client, _, batch in list(channel.mux.pending.values()):
+                        yield client, batch.came if batch.call is None else batch.call.started
+                for call in list(lane.queue):
+                    yield call.client, call.started
 
     def status(self) -> dict[str, Any]:
         """What requests came to, and endpoints that left, since the start."""

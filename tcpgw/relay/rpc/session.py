@@ -557,6 +557,10 @@ class RpcSession(asyncio.Protocol):
         elif now - since >= settings.frame_timeout:
             self.cut(f"{now_read - read} bytes of its answers were read within {settings.frame_timeout:g} s")
 
+    def owed(self, now: float) -> tuple[int | None, float | None]:  # noqa: ARG002 - the interface's
+        """Since when, its services know: see `RpcService.unanswered`."""
+        return self.inflight, None
+
     def facts(self) -> dict[str, object]:
         """How many requests, and how many of them were answered with which error of the gateway's."""
         facts: dict[str, object] = {"service": self.service.name, "requests": self.requests}

@@ -1,0 +1,84 @@
+"""Looks at the gateway once a second: what the page and `tcpgw top` show, what alerts go by, what is exposed."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tcpgw.app.alerting import Alerting
+from tcpgw.app.metrics import expose
+from tcpgw.app.picture import Picture
+from tcpgw.app.readings import Reader
+from tcpgw.app.view import Recent, View
+from tcpgw.config import schema
+from tcpgw.process.resources import Resources, resources_of
+
+# Seconds between two looks: what the page shows is that old at most, and workers report as often.
+_LOOK = 1.0
+
+
+class Monitor:
+    """`run` it as a task. `picture` says what is known now, with `lag` as its parameter; `ask` has every
+    worker's report renewed.
+    """
+
+    def __init__(
+        self,
+        config: schema.Config,
+        picture: Callable[[float], Picture],
+        ask: Callable[[], Awaitable[None]],
+        alerting: Alerting,
+    ) -> None:
+        self._picture = picture
+        self._ask = ask
+        self._alerting = alerting
+        self._recent = Recent()
+        self._reader = Reader(config.alerts.min_volume)
+        self._lag = 0.0
+        self._view: View | None = None
+
+    def follow(self, config: schema.Config) -> None:
+        self._alerting.follow(config)
+        self._reader.min_volume = config.alerts.min_volume
+
+    async def run(self) -> None:
+        due = time.monotonic()
+        while True:
+            now = time.monotonic()
+            self._lag = max(0.0, now - due)
+            await self._look(now)
+            due = max(now + _LOOK, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+
+    async def _look(self, now: float) -> None:
+        picture = self._picture(self._lag)
+        processes = await _processes(picture)
+        self._view = self._recent.look(picture, processes, now)
+        self._alerting.look(self._reader.read(picture, self._recent, now))
+
+    def view(self) -> View | None:
+        """What went on at the last look; None before the first. Never changed."""
+        return self._view
+
+    def charts(self) -> dict[str, Any]:
+        """As `Recent.charts`."""
+        return self._recent.charts()
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics as of now, and the content type, for an Accept header."""
+        await self._ask()
+        picture = self._picture(self._lag)
+        processes = await _processes(picture)
+        exposition = expose(picture, processes, self._recent.imbalances(picture))
+        return await asyncio.to_thread(exposition.render, accept)
+
+
+async def _processes(picture: Picture) -> dict[int, Resources]:
+    """By pid. In a thread: the files of a process with 10,000 connections take 3 ms to count."""
+    pids = [picture.pid, *(worker.pid for worker in picture.workers)]
+
+    def read() -> dict[int, Resources]:
+        found = {pid: resources_of(pid) for pid in pids}
+        return {pid: one for pid, one in found.items() if one is not None}
+
+    return await asyncio.to_thread(read)

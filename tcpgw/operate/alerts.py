@@ -1,0 +1,114 @@
+"""What is wrong, and who need not hear of it: `tcpgw alerts`, `tcpgw silence`, `tcpgw unsilence`."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from tcpgw import terminal
+from tcpgw.operate.ask import ConfigFile, ask, out
+from tcpgw.operate.figures import age
+from tcpgw.operate.options import duration
+
+_RANKS = {"firing": 0, "pending": 1, "resolved": 2}
+_WHOLE = ("alert", "state")
+
+AlertArgument = Annotated[str, typer.Argument(metavar="ALERT", help="Its name, as `tcpgw alerts` has it.")]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="Only where it has this label; may be repeated."),
+]
+
+
+def alerts(
+    config: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """Print the alerts of the running gateway: firing, pending, and resolved a while ago.
+
+    The exit code says nothing of them: 0 wherever the gateway answers.
+    """
+    found = ask(config, "alerts")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        typer.echo("no alerts")
+        return
+    now = time.time()
+    table = terminal.table("state", "severity", "alert", "labels", "for", "value", "summary", whole=_WHOLE)
+    for one in ordered(found):
+        state = one["state"] if not one["silenced_until"] else f"{one['state']}, silenced"
+        cells = (one["severity"], one["alert"], labelled(one["labels"]), age(now - one["since"]))
+        table.add_row(state, *cells, f"{one['value']:.4g}", one["summary"])
+    out.print(table)
+    for alert, hint in {one["alert"]: one["hint"] for one in ordered(found) if one["hint"]}.items():
+        out.print(f"{alert}: {hint}", soft_wrap=True)
+
+
+def silence(
+    alert: AlertArgument,
+    config: ConfigFile,
+    label: LabelOption = None,
+    *,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--for", parser=duration, metavar="DURATION", help="30m, 2h, or seconds.", show_default="2h"
+        ),
+    ] = 7200.0,
+    comment: Annotated[str, typer.Option(metavar="TEXT", help="Why, for who comes later.")] = "",
+) -> None:
+    """Have nobody notified of an alert for a while; it is still shown, as silenced.
+
+    Without --label it is silenced for all its labels.
+
+    Exit code 2: there is no such alert.
+    """
+    labels = _labels(label)
+    ask(config, "silence", alert, labels, seconds, comment)
+    until = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time.time() + seconds))
+    typer.echo(f"{_named(alert, labels)} is silenced until {until}")
+
+
+def unsilence(alert: AlertArgument, config: ConfigFile, label: LabelOption = None) -> None:
+    """End the silences of an alert, or the one with just these labels. Without any, nothing changes."""
+    labels = _labels(label)
+    ended = ask(config, "unsilence", alert, labels)
+    typer.echo(
+        f"{_named(alert, labels)}: {ended} silences ended" if ended else f"no silence of {alert} stands"
+    )
+
+
+def ordered(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What matters most first: firing, critical, and of those the oldest."""
+    return sorted(
+        alerts,
+        key=lambda one: (
+            bool(one["silenced_until"]),
+            _RANKS.get(one["state"], len(_RANKS)),
+            one["severity"] != "critical",
+            one["since"],
+        ),
+    )
+
+
+def labelled(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
+
+
+def _named(alert: str, labels: Mapping[str, str]) -> str:
+    return f"{alert} ({labelled(labels)})" if labels else alert
+
+
+def _labels(given: list[str] | None) -> dict[str, str]:
+    """Read the options, or exit with 2."""
+    labels = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise terminal.end(2, f"{text!r} is no label: write --label service=resnet-v1")
+        labels[name] = value
+    return labels

@@ -1,0 +1,88 @@
+"""Alerts and silences as an operator sees them."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command import tcpgw
+from tests.support.control import answering
+
+
+def alert(name: str, state: str, **more: Any) -> dict[str, Any]:
+    return {
+        "alert": name, "labels": {"service": "s"}, "severity": "warning", "state": state,
+        "since": time.time() - 125, "value": 0.12345678, "summary": f"{name} of s", "hint": "",
+        "silenced_until": None,
+        **more,
+    }  # fmt: skip
+
+
+ALERTS = [
+    alert("resolved_one", "resolved"),
+    alert("silenced_one", "firing", severity="critical", silenced_until=time.time() + 60),
+    alert("pending_one", "pending"),
+    alert("warning_one", "firing", hint="look at the log"),
+    alert("critical_one", "firing", severity="critical", labels={}),
+]
+
+
+def test_what_matters_most_comes_first(config: Path) -> None:
+    """With for how long it stands, and what to do."""
+    with answering(config, {"alerts": lambda: ALERTS}):
+        code, out, err = tcpgw("alerts", "-c", config)
+    assert (code, err) == (0, "")
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")
+    ]
+    assert [row[2] for row in rows] == [
+        "critical_one",
+        "warning_one",
+        "pending_one",
+        "resolved_one",
+        "silenced_one",
+    ]
+    assert rows[1] == ["firing", "warning", "warning_one", "service=s", "2 min", "0.1235", "warning_one of s"]
+    assert rows[4][0] == "firing, silenced"
+    assert out.endswith("\nwarning_one: look at the log\n")
+
+
+def test_none_is_said(config: Path) -> None:
+    """Programs get an empty array."""
+    with answering(config, {"alerts": list}):
+        assert tcpgw("alerts", "-c", config) == (0, "no alerts\n", "")
+        assert json.loads(tcpgw("alerts", "-c", config, "--json").out) == []
+
+
+def test_a_silence_has_labels_an_end_and_a_reason(config: Path) -> None:
+    """Two hours where nothing else is said."""
+    asked: list[tuple[Any, ...]] = []
+    with answering(config, {"silence": lambda *params: asked.append(params)}):
+        labels = ["--label", "service=a=b", "--label", "x="]
+        told = tcpgw("silence", "few_endpoints", *labels, "--for", "30m", "--comment", "known", "-c", config)
+        assert told.code == 0
+        assert told.out.startswith("few_endpoints (service=a=b, x=) is silenced until ")
+        assert tcpgw("silence", "few_endpoints", "-c", config).code == 0
+    assert asked == [
+        ("few_endpoints", {"service": "a=b", "x": ""}, 1800.0, "known"),
+        ("few_endpoints", {}, 7200.0, ""),
+    ]
+
+
+def test_the_end_of_a_silence_says_how_many(config: Path) -> None:
+    """None is no error: it is as was asked for."""
+    with answering(config, {"unsilence": lambda _, labels: len(labels)}):
+        told = tcpgw("unsilence", "x", "--label", "a=b", "-c", config)
+        assert told == (0, "x (a=b): 1 silences ended\n", "")
+        assert tcpgw("unsilence", "x", "-c", config) == (0, "no silence of x stands\n", "")
+
+
+@pytest.mark.parametrize("label", ["service", "=a", ""])
+def test_what_is_no_label_is_refused(config: Path, label: str) -> None:
+    """Before anybody is asked."""
+    for command in ("silence", "unsilence"):
+        code, out, err = tcpgw(command, "x", "--label", label, "-c", config)
+        assert (code, out) == (2, "")
+        assert "is no label: write --label service=resnet-v1" in err
