@@ -1,8 +1,9 @@
 """What all workers counted together, those that are gone included; and what it says of each service."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from tcpgw.endpoints import Snapshot
 from tcpgw.observe.totals import Figures, counted, summed
 from tcpgw.process.worker import WorkerProcess
 from tcpgw.relay.reasons import DENIED, FAILED, Reason
@@ -15,21 +16,28 @@ class Totals:
     """Sums of workers' reports that never go down."""
 
     def __init__(self) -> None:
-        self.past: Figures = {}
+        self._past: Figures = {}
 
-    def gone(self, worker: WorkerProcess, endpoints: Collection[str]) -> None:
-        """A worker has ended: what it counted stays. Of endpoints that are not among these nothing does."""
+    @property
+    def cut(self) -> int:
+        """How many connections workers that are gone took with them."""
+        found: int = self._past.get("cut", 0)
+        return found
+
+    def gone(self, worker: WorkerProcess, snapshots: Mapping[str, Snapshot]) -> None:
+        """A worker has ended: what it counted stays, but for endpoints that are in no snapshot."""
         # One that did not say how many connections it cut has cut all that it had.
         report = {"cut": worker.connections, **_lost(worker.report)}
-        self.past = summed([self.past, counted(report)])
-        for service in self.past.get("services", {}).values():
+        self._past = summed([self._past, counted(report)])
+        for name, service in self._past.get("services", {}).items():
+            there = {str(one) for one, _ in snapshots[name].members} if name in snapshots else set()
             known = service.get("endpoints", {})
-            service["endpoints"] = {name: one for name, one in known.items() if name in endpoints}
+            service["endpoints"] = {endpoint: one for endpoint, one in known.items() if endpoint in there}
 
     def of(self, workers: Iterable[WorkerProcess]) -> Figures:
         """Of these, and of all that are gone."""
         reports = ({**worker.report, "process": {}} for worker in workers)  # which does not add up
-        return summed([self.past, *reports])
+        return summed([self._past, *reports])
 
 
 def _lost(report: Figures) -> Figures:

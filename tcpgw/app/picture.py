@@ -1,13 +1,15 @@
 """All that is known of a running gateway at one moment, for whoever shows, exposes or judges it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from tcpgw.config import schema
 from tcpgw.endpoints import Snapshot
 from tcpgw.health.verdict import State
 from tcpgw.observe.totals import Figures
+from tcpgw.process.worker import WorkerProcess
 
 _OUT = frozenset({State.UNHEALTHY.value, State.EJECTED.value})
 
@@ -23,15 +25,21 @@ class WorkerPicture:
     age: float
     lag: float
 
+    @classmethod
+    def of(cls, worker: WorkerProcess) -> Self:
+        state = "leaving" if worker.leaving else "accepting" if worker.accepting.is_set() else "starting"
+        lag = worker.report.get("process", {}).get("lag", 0.0)
+        age = round(time.monotonic() - worker.started, 3)
+        return cls(worker.slot, worker.pid, state, worker.connections, age, lag)
+
 
 @dataclass(frozen=True)
 class Picture:
     """`at`, `since` and `reloaded_at` are Unix time. `totals` are all workers' (see `figures.Totals`).
 
     `health` and `discovery` are by service, `clouds` by [cloud] table, `certificates` by listener and then
-    kind, with the Unix time at which they expire. `given` are snapshots as discovery made them, `snapshots`
-    those in force. `overrides`: by service and endpoint, what an operator said. `lag` is the
-    supervisor's own.
+    kind, with the Unix time at which they expire. `snapshots` are those in force, and `overrides` says by
+    service and endpoint what an operator changed in them (see `overrides.told`). `lag` is the supervisor's.
     """
 
     at: float
@@ -53,8 +61,7 @@ class Picture:
     certificates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reloads: Mapping[str, int] = field(default_factory=dict)
     reloaded_at: float = 0.0
-    given: Mapping[str, Snapshot] = field(default_factory=dict)
-    overrides: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)
     alerts: Sequence[Mapping[str, Any]] = ()
 
     def listener(self, name: str) -> Figures:

@@ -1,83 +1,83 @@
-"""The state of a whole gateway as plain values: what workers counted, beside what the supervisor knows."""
+"""The state of a whole gateway since its start as plain values, for programs and `tcpgw status`."""
 
-import time
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from tcpgw.config import schema
-from tcpgw.endpoints import Snapshot
+from tcpgw.app.picture import Picture
+from tcpgw.observe.histogram import quantile_of
 from tcpgw.observe.totals import Figures
-from tcpgw.process.worker import WorkerProcess
 
 Status = dict[str, Any]
 
 
-def made(
-    config: schema.Config,
-    workers: Iterable[WorkerProcess],
-    addresses: Mapping[str, str],
-    snapshots: Mapping[str, Snapshot],
-    totals: Figures,
-    health: Mapping[str, Figures],
-    overrides: Mapping[str, Mapping[str, Figures]] = MappingProxyType({}),
-) -> Status:
-    """Return `workers` (a list of slot, pid, state, connections, age), `listeners` and `services` (by name).
+def made(picture: Picture) -> Status:
+    """Return `workers` (a list of worker, pid, state, connections, age), `listeners` and `services` by name.
 
     `overload` counts workers that are overloaded now (`active`), how often any was, and what they let go.
 
     A listener that was removed has the address None, and counts on. A service's endpoints are those of the
-    snapshot in force, with their state, and with `override` and `given_weight` where `overrides` has them;
-    `taken_at` is Unix time, None without a snapshot.
+    snapshot in force, with their state, and with `override` and `given_weight` where an operator said
+    something; `taken_at` is Unix time, None without a snapshot. Times are in seconds: of a distribution how
+    many there were, their mean, and percentiles to a sixteenth.
     """
-    listeners = totals.get("listeners", {})
-    services = totals.get("services", {})
+    totals = picture.totals
     return {
-        "workers": [_worker(worker) for worker in workers],
+        "version": picture.version,
+        "pid": picture.pid,
+        "state": picture.state,
+        "since": picture.since,
+        "config": picture.path,
+        "worker_deaths": picture.deaths,
+        "reloads": dict(picture.reloads),
+        "workers": [_worker(asdict(worker)) for worker in picture.workers],
         "listeners": {
-            name: {"address": addresses.get(name), **figures} for name, figures in listeners.items()
+            name: {
+                "address": picture.addresses.get(name),
+                **_summary(figures),
+                **({"expires": dict(picture.certificates[name])} if name in picture.certificates else {}),
+            }
+            for name, figures in totals.get("listeners", {}).items()
         },
         "overload": totals.get("overload", {"active": 0, "times": 0, "shed": 0}),
-        "services": {
-            service.name: _service(
-                services.get(service.name, {}),
-                snapshots.get(service.name),
-                health.get(service.name, {}),
-                overrides.get(service.name, {}),
-            )
-            for service in config.service
-        },
+        "services": {service.name: _service(picture, service.name) for service in picture.config.service},
+        "clouds": {name: dict(one) for name, one in picture.clouds.items()},
     }
 
 
-def _worker(worker: WorkerProcess) -> Status:
-    state = "leaving" if worker.leaving else "accepting" if worker.accepting.is_set() else "starting"
-    return {
-        "worker": worker.slot,
-        "pid": worker.pid,
-        "state": state,
-        "connections": worker.connections,
-        "age": round(time.monotonic() - worker.started, 3),
-    }
+def _worker(worker: Figures) -> Figures:
+    return {"worker": worker.pop("slot"), **worker}
 
 
-def _service(
-    figures: Figures, snapshot: Snapshot | None, health: Figures, overrides: Mapping[str, Figures]
-) -> Status:
-    counts, states = figures.get("endpoints", {}), health.get("states", {})
-    members = snapshot.members if snapshot else ()
+def _service(picture: Picture, name: str) -> Status:
+    figures, states, snapshot = picture.service(name), picture.states(name), picture.snapshots.get(name)
+    counts, why = figures.get("endpoints", {}), picture.health.get(name, {}).get("why", {})
+    overrides, health = picture.overrides.get(name, {}), picture.health.get(name)
     return {
-        **figures,
+        **_summary({key: one for key, one in figures.items() if key != "endpoints"}),
         "version": snapshot.version if snapshot else None,
         "taken_at": snapshot.taken_at if snapshot else None,
-        **({"health": {key: one for key, one in health.items() if key != "states"}} if health else {}),
+        **({"discovery": dict(picture.discovery[name])} if name in picture.discovery else {}),
+        **({"health": {key: health[key] for key in health.keys() - {"states", "why"}}} if health else {}),
         "endpoints": {
-            str(endpoint): {
-                **counts.get(str(endpoint), {}),
+            endpoint: {
+                **counts.get(endpoint, {}),
                 "weight": weight,
-                **({"state": states[str(endpoint)]} if str(endpoint) in states else {}),
-                **overrides.get(str(endpoint), {}),
+                **({"state": states[endpoint]} if endpoint in states else {}),
+                **({"why": why[endpoint]} if endpoint in why else {}),
+                **overrides.get(endpoint, {}),
             }
-            for endpoint, weight in members
-        },
+            for endpoint, weight in ((str(one), weight) for one, weight in snapshot.members)
+        }
+        if snapshot
+        else {},
     }
+
+
+def _summary(figures: Mapping[str, Any]) -> Figures:
+    """Return the same with what people can read in place of the buckets of distributions, at any depth."""
+    if "buckets" in figures:
+        count = figures["count"]
+        percentiles = {f"p{q}": quantile_of(figures["buckets"], q / 100) for q in (50, 90, 99)}
+        return {"count": count, "mean": figures["sum"] / count if count else None, **percentiles}
+    return {key: _summary(one) if isinstance(one, Mapping) else one for key, one in figures.items()}

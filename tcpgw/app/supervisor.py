@@ -15,12 +15,15 @@ from tcpgw import __version__
 from tcpgw.app.access import check
 from tcpgw.app.background import Background
 from tcpgw.app.briefing import Briefing
+from tcpgw.app.certificates import Expiries, expiries
 from tcpgw.app.connections import gathered
 from tcpgw.app.discovery import Discovery
+from tcpgw.app.figures import Totals
 from tcpgw.app.health import Health
 from tcpgw.app.limits import fitted
 from tcpgw.app.material import Contents, Materials
 from tcpgw.app.overrides import Overrides
+from tcpgw.app.picture import Picture, WorkerPicture
 from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
 from tcpgw.app.status import Status, made
 from tcpgw.app.usage import Elsewhere, Told, Usage
@@ -29,7 +32,6 @@ from tcpgw.config.diff import diff
 from tcpgw.config.share import share
 from tcpgw.endpoints import Snapshot
 from tcpgw.errors import TcpgwError
-from tcpgw.observe.totals import counted, summed
 from tcpgw.process.execution import interpreter
 from tcpgw.process.handover import Sockets
 from tcpgw.process.limits import cpus, raise_open_files
@@ -73,7 +75,10 @@ class Supervisor:
         self._given = given
         self._files = raise_open_files()
         self._count = config.gateway.workers or cpus()
-        self._past: dict[str, Any] = {}
+        self._totals = Totals()
+        self._reloads = {"ok": 0, "refused": 0}
+        self._reloaded = self.started
+        self._certificates: Expiries = {}
         self._stood_in_for: dict[int, set[int]] = {}  # by the slot that does
         self._background = Background()
         self._stack = AsyncExitStack()
@@ -165,11 +170,11 @@ class Supervisor:
         outlived = {*taken, *(name for name, one in self.sockets.items() if one.outlived)}
         # First, so that the workers' are the last: they take who still waits, and then clients are refused.
         self._close_sockets()
-        before = self._past.get("cut", 0)
+        before = self._totals.cut
         for worker in list(self._workers.all):
             self._dismiss(worker, outlived)
         await self._workers.gone()
-        return int(self._past.get("cut", 0) - before)
+        return self._totals.cut - before
 
     def stop(self) -> None:
         """End all connections now; `drain` returns then."""
@@ -188,9 +193,12 @@ class Supervisor:
         try:
             lines = await self._reload(await asyncio.to_thread(load.load, self.path))
         except TcpgwError as exc:
+            self._reloads["refused"] += 1
             hint = "the configuration in force stays as it is"
             log.error("reload_refused", path=str(self.path), error=str(exc), hint=hint)
             raise
+        self._reloads["ok"] += 1
+        self._reloaded = time.time()
         log.info("reloaded", path=str(self.path), changes=lines, seconds=round(time.monotonic() - began, 4))
         return lines
 
@@ -251,6 +259,7 @@ class Supervisor:
 
     def _set_config(self, config: schema.Config, contents: Contents) -> None:
         self.config, self._contents = config, contents
+        self._certificates = expiries(config, contents)
         self._materials.follow(config, contents)
         self._health.follow(config, contents)
         self.overrides.follow(config)
@@ -279,6 +288,7 @@ class Supervisor:
         if config is not self.config:  # a reload was faster, and its files are by other key paths
             return
         self._contents = contents
+        self._certificates = expiries(config, contents)
         self._health.follow(self.config, contents)
         self._brief()
 
@@ -342,9 +352,7 @@ class Supervisor:
     def _forget(self, worker: WorkerProcess) -> None:
         self._briefing.dismiss(worker)
         self._tell_usage(self._usage.forget(worker))
-        # One that did not say how many connections it cut has cut all that it had.
-        report = {"cut": worker.connections, **worker.report}
-        self._past = summed([self._past, counted(report)])
+        self._totals.gone(worker, self._briefing.snapshots)
 
     # ---- what they tell ----
 
@@ -366,26 +374,41 @@ class Supervisor:
     # ---- questions ----
 
     async def status(self) -> Status:
-        """What is going on, all workers together: as `status.made`, with the supervisor's own."""
+        """What is going on, all workers together: as `status.made`."""
+        await self.ask_workers()
+        return made(self.picture())
+
+    async def ask_workers(self) -> None:
+        """Have every worker that accepts tell what it counted, as far as it does at once."""
+        await asyncio.gather(
+            *(self._ask(worker) for worker in self._workers.all if worker.accepting.is_set())
+        )
+
+    def picture(self, lag: float = 0.0) -> Picture:
+        """What is known now; `lag` as in it. Of the alerts nothing."""
         workers = sorted(self._workers.all, key=lambda worker: worker.started)
-        await asyncio.gather(*(self._ask(worker) for worker in workers if worker.accepting.is_set()))
-        totals = summed([self._past, *(worker.report for worker in workers)])
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": "degraded" if self._is_degraded else self.state,
-            "since": self.started,
-            "worker_deaths": self._workers.deaths,
-            **made(
-                self.config,
-                workers,
-                self.addresses(),
-                self._briefing.snapshots,
-                totals,
-                self._health.status(),
-                self.overrides.told(),
-            ),
-        }
+        return Picture(
+            at=time.time(),
+            version=__version__,
+            pid=os.getpid(),
+            state="degraded" if self._is_degraded else self.state,
+            since=self.started,
+            path=str(self.path),
+            lag=lag,
+            config=self.config,
+            workers=[WorkerPicture.of(worker) for worker in workers],
+            deaths=self._workers.deaths,
+            totals=self._totals.of(workers),
+            addresses=self.addresses(),
+            snapshots=self._briefing.snapshots,
+            health=self._health.status(),
+            discovery=self._discovery.services(),
+            clouds=self._discovery.clouds(),
+            certificates=self._certificates,
+            reloads=self._reloads,
+            reloaded_at=self._reloaded,
+            overrides=self.overrides.told(),
+        )
 
     async def connections(
         self, service: str | None = None, slowest: bool = False, count: int = 20

@@ -189,7 +189,6 @@ class Recent:
         if snapshot is None:
             return []
         known = picture.service(service).get("endpoints", {})
-        given = dict(picture.given.get(service, snapshot).members)
         overrides, why = picture.overrides.get(service, {}), picture.health.get(service, {}).get("why", {})
         rates = {str(one): self.now.rate(("picked", service, str(one))) for one, _ in snapshot.members}
         total = sum(rates.values())
@@ -201,8 +200,9 @@ class Recent:
                 {
                     "endpoint": endpoint,
                     "weight": weight,
-                    "given_weight": given.get(member, weight),
-                    "override": overrides.get(endpoint),
+                    "given_weight": weight,
+                    "override": None,
+                    **overrides.get(endpoint, {}),
                     "state": states.get(endpoint, "unknown"),
                     "in_flight": figures.get("inflight", 0),
                     "rate": rates[endpoint],

@@ -1,75 +1,85 @@
 """The state of a gateway as plain values."""
 
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
-
 from tcpgw.app.status import made
-from tcpgw.config.load import loads
-from tcpgw.endpoints import Endpoint, Member, Snapshot
-from tests.support.processes import relaying
+from tcpgw.observe.histogram import Histogram
+from tests.support.pictures import picture, snapshot, worker
+
+HERE, NEW, GONE = "10.0.0.1:1", "10.0.0.2:1", "10.0.0.9:1"
 
 
 def test_what_workers_counted_stands_beside_what_the_supervisor_knows() -> None:
     """Endpoints are those in force, with weights; what has left is not shown, what is removed counts on."""
-    config = loads(relaying([("10.0.0.1", 1)]), Path())
-    gone, here, new = (Endpoint(f"10.0.0.{number}", 1) for number in (9, 1, 2))
-    snapshot = Snapshot("s", 7, (Member(here, 3), Member(new, 1)), 12.5)
     totals = {
         "listeners": {"l": {"accepted": 5}, "old": {"accepted": 2}},
         "services": {
             "s": {
                 "version": 14,  # a sum, which says nothing
                 "rpc": {"answered": 4},
-                "endpoints": {str(gone): {"connected": 1}, str(here): {"connected": 2, "weight": 6}},
+                "endpoints": {GONE: {"connected": 1}, HERE: {"connected": 2, "weight": 6}},
             }
         },
     }
-    health = {"panic": False, "ejections": 2, "states": {str(here): "healthy", str(new): "unknown"}}
-    found = made(config, [], {"l": "127.0.0.1:80"}, {"s": snapshot}, totals, {"s": health})
+    health = {
+        "panic": False,
+        "ejections": 2,
+        "states": {HERE: "healthy", NEW: "unhealthy"},
+        "why": {NEW: "refused"},
+    }
+    found = made(
+        picture(
+            totals=totals,
+            addresses={"l": "127.0.0.1:80"},
+            snapshots={"s": snapshot(3, 1)},
+            health={"s": health},
+            certificates={"l": {"certificate": 99.0}},
+            discovery={"s": {"calls": 3}},
+        )
+    )
     assert found["listeners"] == {
-        "l": {"address": "127.0.0.1:80", "accepted": 5},
+        "l": {"address": "127.0.0.1:80", "accepted": 5, "expires": {"certificate": 99.0}},
         "old": {"address": None, "accepted": 2},
     }
-    assert found["services"]["s"] == {
+    service = found["services"]["s"]
+    assert service.pop("taken_at") > 0
+    assert service == {
         "version": 7,
-        "taken_at": 12.5,
         "rpc": {"answered": 4},
+        "discovery": {"calls": 3},
         "health": {"panic": False, "ejections": 2},
         "endpoints": {
-            str(here): {"connected": 2, "weight": 3, "state": "healthy"},
-            str(new): {"weight": 1, "state": "unknown"},
+            HERE: {"connected": 2, "weight": 3, "state": "healthy"},
+            NEW: {"weight": 1, "state": "unhealthy", "why": "refused"},
         },
     }
 
 
 def test_what_an_operator_said_is_shown() -> None:
     """Beside the weight that is in force."""
-    config = loads(relaying([("10.0.0.1", 1)]), Path())
-    snapshot = Snapshot("s", 7, (Member(Endpoint("10.0.0.1", 1), 0),), 12.5)
-    said = {"s": {"10.0.0.1:1": {"override": "drained", "given_weight": 3}}}
-    found = made(config, [], {}, {"s": snapshot}, {}, {}, said)
+    said = {"s": {HERE: {"override": "drained", "given_weight": 3}}}
+    found = made(picture(snapshots={"s": snapshot(0)}, overrides=said))
     assert found["services"]["s"]["endpoints"] == {
-        "10.0.0.1:1": {"weight": 0, "override": "drained", "given_weight": 3}
+        HERE: {"weight": 0, "override": "drained", "given_weight": 3}
     }
+
+
+def test_of_a_distribution_there_are_percentiles() -> None:
+    """Instead of its buckets, wherever it stands; none of one that is empty."""
+    times = Histogram()
+    for milliseconds in range(1, 101):
+        times.add(milliseconds / 1000)
+    totals = {"services": {"s": {"connect": times.figures(), "rpc": {"deep": Histogram().figures()}}}}
+    service = made(picture(totals=totals))["services"]["s"]
+    connect = service["connect"]
+    assert (connect["count"], round(connect["mean"], 4)) == (100, 0.0505)
+    assert [round(connect[key], 2) for key in ("p50", "p90", "p99")] == [0.05, 0.09, 0.10]
+    assert service["rpc"]["deep"] == {"count": 0, "mean": None, "p50": None, "p90": None, "p99": None}
 
 
 def test_before_the_first_snapshot_there_is_little_to_say() -> None:
     """But for the workers: where each is in its life."""
-    config = loads(relaying([("10.0.0.1", 1)]), Path())
-
-    def worker(slot: int, *, accepting: bool = False, leaving: bool = False) -> Any:
-        event = SimpleNamespace(is_set=lambda: accepting)
-        return cast(
-            "Any",
-            SimpleNamespace(
-                slot=slot, pid=slot + 10, accepting=event, leaving=leaving, connections=4, started=0.0
-            ),
-        )
-
-    workers = [worker(1), worker(2, accepting=True), worker(3, accepting=True, leaving=True)]
-    found = made(config, workers, {}, {}, {}, {})
+    found = made(picture(workers=[worker(1, "starting"), worker(2), worker(3, "leaving")]))
     assert [one["state"] for one in found["workers"]] == ["starting", "accepting", "leaving"]
     assert [one["pid"] for one in found["workers"]] == [11, 12, 13]
+    assert [one["worker"] for one in found["workers"]] == [1, 2, 3]
     assert found["listeners"] == {}
     assert found["services"] == {"s": {"version": None, "taken_at": None, "endpoints": {}}}

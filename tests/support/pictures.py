@@ -1,0 +1,53 @@
+"""Pictures of gateways that are only told of."""
+
+from pathlib import Path
+from typing import Any
+
+from tcpgw.app.picture import Picture, WorkerPicture
+from tcpgw.config import schema
+from tcpgw.config.load import loads
+from tcpgw.endpoints import Endpoint, Member, Snapshot
+from tests.support.processes import relaying
+
+NOW = 1_700_000_000.0
+
+
+def snapshot(*weights: int, service: str = "s", version: int = 7, taken_at: float = NOW - 5) -> Snapshot:
+    """Of 10.0.0.1:1 and so on, with these weights."""
+    members = tuple(Member(Endpoint(f"10.0.0.{place}", 1), weight) for place, weight in enumerate(weights, 1))
+    return Snapshot(service, version, members, taken_at)
+
+
+def config(text: str = "") -> schema.Config:
+    """By default of one service, s, and one listener, l."""
+    return loads(text or relaying([("10.0.0.1", 1)]), Path())
+
+
+def worker(slot: int = 1, state: str = "accepting", **changes: Any) -> WorkerPicture:
+    return WorkerPicture(
+        **{"slot": slot, "pid": slot + 10, "state": state, "connections": 4, "age": 9.0, "lag": 0.25}
+        | changes
+    )
+
+
+def picture(**changes: Any) -> Picture:
+    """Of a gateway that has not been asked for anything yet, but for what is told."""
+    known: dict[str, Any] = {
+        "at": NOW,
+        "version": "1.2.3",
+        "pid": 10,
+        "state": "ready",
+        "since": NOW - 60,
+        "path": "gw.toml",
+        "lag": 0.5,
+        "config": config(),
+        "workers": [],
+        "deaths": 0,
+        "totals": {},
+        "addresses": {},
+        "snapshots": {},
+        "health": {},
+        "discovery": {},
+        "clouds": {},
+    }
+    return Picture(**known | changes)
