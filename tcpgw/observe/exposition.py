@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from tcpgw.observe.histogram import cumulative
 from tcpgw.observe.metrics import ALL
@@ -66,4 +67,4 @@ def _family(metric: Declared, values: Iterable[tuple[tuple[str, ...], Any]]) -> 
 
 def _buckets(metric: Declared, figures: Mapping[str, Any]) -> list[tuple[str, float]]:
     counts = [*cumulative(figures["buckets"], metric.bounds), (inf, figures["count"])]
-    return [("+Inf" if bound == inf else f"{bound:g}", float(count)) for bound, count in counts]
+    return [(floatToGoString(bound), float(count)) for bound, count in counts]

@@ -38,7 +38,7 @@ class Window:
         self._grown: deque[tuple[float, Mapping[Hashable, float]]] = deque()
         self._began: float | None = None
 
-    def add(self, now: float, grown: Mapping[Hashable, float]) -> None:
+    def add(self, now: float, grown: Mapping[Any, float]) -> None:
         """Take what grew until `now`, since the call before."""
         if self._began is None:  # what came before nobody knows
             self._began = now

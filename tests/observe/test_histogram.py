@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpgw.observe.histogram import Histogram, RunningQuantile
+from tcpgw.observe.histogram import Histogram, RunningQuantile, cumulative, quantile_of
 
 HALF_A_MICROSECOND = 0.5e-6
 LONGEST = 2**32 / 1e6
@@ -128,3 +128,26 @@ def test_a_running_quantile_is_steady() -> None:
             values.add(running.value)
     assert values == {running.value}
     assert running.value == near(0.010)
+
+
+@given(st.lists(latencies, max_size=60), st.floats(0, 1))
+def test_figures_say_as_much(seconds: list[float], q: float) -> None:
+    """Count, sum and quantiles out of the plain values are those of the histogram."""
+    histogram = Histogram()
+    for one in seconds:
+        histogram.add(one)
+    figures = histogram.figures()
+    assert (figures["count"], figures["sum"]) == (histogram.count, histogram.total)
+    assert (quantile_of(figures["buckets"], q) or 0.0) == histogram.quantile(q)
+
+
+@given(st.lists(latencies, max_size=60))
+def test_cumulative_counts_are_exact(seconds: list[float]) -> None:
+    """As many as did not exceed a bound, at every power of two of microseconds."""
+    histogram = Histogram()
+    for one in seconds:
+        histogram.add(one)
+    bounds = [1 << power for power in range(4, 32)]
+    for (edge, count), bound in zip(cumulative(histogram.figures()["buckets"], bounds), bounds, strict=True):
+        assert edge == bound / 1e6
+        assert count == sum(int(one * 1e6) < bound for one in seconds)

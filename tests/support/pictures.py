@@ -23,11 +23,8 @@ def config(text: str = "") -> schema.Config:
     return loads(text or relaying([("10.0.0.1", 1)]), Path())
 
 
-def worker(slot: int = 1, state: str = "accepting", **changes: Any) -> WorkerPicture:
-    return WorkerPicture(
-        **{"slot": slot, "pid": slot + 10, "state": state, "connections": 4, "age": 9.0, "lag": 0.25}
-        | changes
-    )
+def worker(slot: int = 1, state: str = "accepting", pid: int = 0, lag: float = 0.25) -> WorkerPicture:
+    return WorkerPicture(slot, pid or slot + 10, state, connections=4, age=9.0, lag=lag)
 
 
 def picture(**changes: Any) -> Picture:

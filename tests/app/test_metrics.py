@@ -1,0 +1,120 @@
+"""From a picture to series."""
+
+import time
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tcpgw.app.metrics import expose
+from tcpgw.process.resources import Resources
+from tests.support.pictures import NOW, picture, snapshot, worker
+from tests.support.totals import listener, method, tally
+
+A, B = "10.0.0.1:1", "10.0.0.2:1"
+
+
+def series(processes: dict[int, Resources] | None = None, **known: Any) -> dict[tuple[str, ...], float]:
+    """All samples, by name and label values in the order of the labels' names."""
+    data, _ = expose(picture(**known), processes or {}, {"s": 1.25}).render("")
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(data.decode())
+        for sample in family.samples
+    }
+
+
+def test_connections() -> None:
+    """Accepted, opened, there and closed by why, bytes and how long they took; who was denied besides."""
+    totals = {
+        "listeners": {"l": listener(**{"": tally(2, 0, denied_cidr=2), "s": tally(5, 2, client_fin=3)})}
+    }
+    found = series(totals=totals)
+    assert found["tcpgw_connections_accepted_total", "l"] == 7
+    assert found["tcpgw_connections_opened_total", "l", "s"] == 5
+    assert found["tcpgw_connections_active", "l", "s"] == 2
+    assert found["tcpgw_connections_closed_total", "l", "client_fin", "s"] == 3
+    assert found["tcpgw_connection_duration_seconds_count", "l", "s"] == 3
+    assert found["tcpgw_connection_received_bytes_total", "l", "s"] == 50
+    assert found["tcpgw_access_denied_total", "l", "denied_cidr"] == 2
+    assert found["tcpgw_invocations_total", "s", ""] == 3
+
+
+def test_requests() -> None:
+    """By method and outcome, with how long they took, those under way, and the platform's two counters."""
+    methods = {"l": {"*": method(0.1, ok=4, error=1), "m": method(inflight=2, deadline_exceeded=3)}}
+    services = {"s": {"rpc": {"methods": methods, "retried": 2, "hedged": 1}, "retried": 3}}
+    found = series(totals={"listeners": {"l": listener("requests", s=tally(1, 1))}, "services": services})
+    assert found["tcpgw_requests_total", "l", "*", "ok", "s"] == 4
+    assert found["tcpgw_requests_total", "l", "m", "deadline_exceeded", "s"] == 3
+    assert found["tcpgw_requests_in_flight", "l", "m", "s"] == 2
+    assert found["tcpgw_request_duration_seconds_count", "l", "*", "s"] == 1
+    assert (found["tcpgw_invocations_total", "s", ""], found["tcpgw_failed_invocations_total", "s", ""]) == (
+        8,
+        4,
+    )
+    assert (found["tcpgw_retries_total", "s"], found["tcpgw_hedges_total", "s"]) == (5, 1)
+
+
+def test_endpoints_end_with_their_endpoint() -> None:
+    """Series are those of the snapshot in force, however many others were counted for."""
+    figures = {A: {"picked": 9, "failures": {"reset": 2}}, "10.0.0.9:1": {"picked": 5}}
+    found = series(
+        totals={"services": {"s": {"endpoints": figures}}},
+        snapshots={"s": snapshot(3, 0)},
+        health={"s": {"states": {A: "ejected", B: "draining"}, "ejections": 4, "panic": True}},
+    )
+    assert found["tcpgw_endpoint_picks_total", A, "s"] == 9
+    assert found["tcpgw_endpoint_failures_total", A, "reset", "s"] == 2
+    assert found["tcpgw_endpoint_weight", B, "s"] == 0
+    assert found["tcpgw_endpoint_state", A, "s", "ejected"] == 1
+    assert found["tcpgw_endpoints", "s", "ejected"] == 1
+    assert found["tcpgw_endpoints", "s", "healthy"] == 0
+    assert found["tcpgw_panic", "s"] == 1
+    assert found["tcpgw_hash_imbalance_ratio", "s"] == 1.25
+    assert not any("10.0.0.9:1" in labels for labels in found)
+
+
+def test_the_gateway_itself() -> None:
+    """Discovery, budget, workers, processes, reloads, certificates, alerts."""
+    workers = [worker(1), worker(1, "leaving", pid=99, lag=0.75), worker(2, "starting")]
+    found = series(
+        {10: Resources(1.5, 100, 5), 11: Resources(2.0, 200, 6), 99: Resources(3.0, 300, 7)},
+        workers=workers,
+        deaths=2,
+        reloads={"ok": 3},
+        snapshots={"s": snapshot(1)},
+        discovery={"s": {"calls": 8, "errors": 1, "answered_at": NOW}},
+        clouds={"c": {"budget": 20, "left": 7, "paused": 0.0}},
+        certificates={"l": {"crl": 77.0}},
+        alerts=[{"alert": "panic", "severity": "critical", "state": "firing"}] * 2,
+    )
+    assert found["tcpgw_build_info", "1.2.3"] == 1
+    assert found["tcpgw_discovery_calls_total", "s"] == 8
+    assert found["tcpgw_snapshot_version", "s"] == 7
+    assert found["tcpgw_cloud_budget_left_calls", "c"] == 7
+    assert found["tcpgw_event_loop_lag_seconds", "worker 1"] == 0.75
+    assert found["tcpgw_process_cpu_seconds_total", "worker 1"] == 5.0
+    assert found["tcpgw_process_open_fds", "supervisor"] == 5
+    assert found["tcpgw_workers", "leaving"] == 1
+    assert found["tcpgw_worker_restarts_total",] == 2
+    assert (found["tcpgw_config_reloads_total", "ok"], found["tcpgw_config_reloads_total", "refused"]) == (
+        3,
+        0,
+    )
+    assert found["tcpgw_certificate_expiry_timestamp_seconds", "crl", "l"] == 77.0
+    assert found["tcpgw_alerts", "panic", "critical"] == 2
+
+
+def test_a_gateway_that_has_just_started() -> None:
+    """Nothing was told yet, and it can be scraped."""
+    found = series()
+    assert found["tcpgw_worker_restarts_total",] == 0
+    assert found["tcpgw_invocations_total", "s", ""] == 0
+
+
+def test_a_thousand_endpoints() -> None:
+    """Their series are some kilobytes each, made at once."""
+    began = time.process_time()
+    found = series(snapshots={"s": snapshot(*[1] * 250)})
+    assert len([key for key in found if key[0] == "tcpgw_endpoint_weight"]) == 250
+    assert time.process_time() - began < 5
