@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from tcpgw.config.schema import Config, Discovery, Listener, Service, StaticDiscovery
-from tcpgw.config.table import Table
+from tcpgw.config.table import Table, keys
 from tcpgw.endpoints import Endpoint, Member
 
 # Characters of a value in a line: a list of a hundred endpoints would hide the line beside it.
@@ -15,7 +15,7 @@ _LONGEST = 60
 # Loggers are made once, when a process starts.
 _AT_START = (("gateway", "log", "format"), ("gateway", "log", "level"))
 # Has no influence on a service's connections and requests.
-_OF_DISCOVERY = {"discovery", "wait"}
+_ELSEWHERE = {"alerts", "discovery", "wait"}
 
 Path = tuple[str, ...]
 
@@ -37,7 +37,7 @@ class ListenerChanges:
 
 @dataclass(frozen=True)
 class ServiceChanges:
-    """Names of services. `changed` says nothing of discovery."""
+    """Names of services. `changed` says nothing of discovery and alerts."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ def _services(old: Config, new: Config) -> ServiceChanges:
         changed=tuple(
             name
             for name in sorted(before.keys() & after.keys())
-            if before[name].model_dump(exclude=_OF_DISCOVERY) != after[name].model_dump(exclude=_OF_DISCOVERY)
+            if before[name].model_dump(exclude=_ELSEWHERE) != after[name].model_dump(exclude=_ELSEWHERE)
         ),
     )
 
@@ -148,7 +148,7 @@ def _dumped(config: Config) -> dict[str, Any]:
 
 
 def _fields(table: Table) -> dict[str, Any]:
-    return {name: getattr(table, name) for name in type(table).model_fields}
+    return {key: getattr(table, name) for key, name in keys(type(table)).items()}
 
 
 def _differing(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tcpgw.config.schema import Config
-from tcpgw.config.table import IsTable, IsWord
+from tcpgw.config.table import IsTable, IsWord, keys
 from tcpgw.config.values import is_name, type_name, written_size
 from tcpgw.errors import Fault
 
@@ -60,7 +60,7 @@ def _fault(details: ErrorDetails, table: dict[str, Any]) -> Fault:
         if step == "[key]" or not isinstance(here, dict | list):
             break
         path += _written(step, first=not path)
-        known = list(getattr(kind, "model_fields", ()))
+        known = list(keys(kind)) if _is_table(kind) else []
         kind = _inside(kind, step)
         here = here.get(step) if isinstance(here, dict) else here[step]
         if isinstance(step, int) and isinstance(here, dict) and is_name(here.get("name")):
@@ -110,7 +110,8 @@ def _is_table(kind: Any) -> bool:
 
 def _inside(kind: Any, step: Any) -> Any:
     if _is_table(kind):
-        return kind.model_fields[step].annotation if step in kind.model_fields else None
+        name = keys(kind).get(step)
+        return None if name is None else kind.model_fields[name].annotation
     arguments = get_args(kind)
     if get_origin(kind) is dict:
         return arguments[1]

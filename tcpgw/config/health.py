@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from tcpgw.config.files import NamedFile
-from tcpgw.config.table import ByForm, IsTable, IsWord, Table
+from tcpgw.config.table import ByForm, IsTable, Off, Table
 from tcpgw.config.tls import ServerName, verified
 from tcpgw.config.values import Duration, Text, text_of, type_name
 
@@ -331,9 +331,6 @@ class Passive(Table):
         if most < ejection:
             raise ValueError(f"must be at least ejection, {ejection:g} s: it is {most:g} s")
         return most
-
-
-Off = Annotated[Literal["off"], IsWord]
 
 
 class Health(Table):

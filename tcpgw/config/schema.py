@@ -2,8 +2,8 @@
 
 Descriptions go to the JSON Schema (`tcpgw schema`), so editors show them beside the key. A `Config` that
 exists is consistent: the checks between tables (checks.py) are part of its validation. The tables
-stand in modules of their own (access, codec, discovery, health, listener, service, tls); their users take
-all of them from here.
+stand in modules of their own (access, alerts, codec, discovery, health, listener, receivers, service, tls);
+their users take all of them from here.
 """
 
 import os
@@ -15,6 +15,24 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tcpgw.config import checks
 from tcpgw.config.access import Access, Jwt, Limits, Permissions, Quota, SourceQuota
+from tcpgw.config.alerts import (
+    Alerts,
+    CallBudget,
+    CertificateExpiry,
+    CrlExpiry,
+    Denials,
+    DiscoveryAge,
+    ErrorRate,
+    Imbalance,
+    InstancesBelow,
+    NoUsableInstance,
+    Overloaded,
+    P99Latency,
+    Panic,
+    ServiceAlerts,
+    UsableShare,
+    WorkerRestarts,
+)
 from tcpgw.config.codec import Codec, Frame
 from tcpgw.config.discovery import (
     PRIVATE_NETWORKS,
@@ -42,6 +60,7 @@ from tcpgw.config.health import (
     TlsCheck,
 )
 from tcpgw.config.listener import Listener, Method, Route, Rule
+from tcpgw.config.receivers import Alertmanager, Webhook
 from tcpgw.config.service import Balance, Connect, Rpc, Service
 from tcpgw.config.table import Table
 from tcpgw.config.tls import Certificate, ClientTls, ServerTls
@@ -54,21 +73,31 @@ __all__ = [
     "Access",
     "AgencyAuth",
     "AkSkAuth",
+    "Alertmanager",
+    "Alerts",
     "Auth",
     "Balance",
+    "CallBudget",
     "Certificate",
+    "CertificateExpiry",
     "Check",
     "ClientTls",
     "Codec",
     "Config",
     "Connect",
+    "CrlExpiry",
+    "Denials",
     "Discovery",
+    "DiscoveryAge",
     "DnsDiscovery",
+    "ErrorRate",
     "FileDiscovery",
     "Frame",
     "Gateway",
     "Health",
     "HttpCheck",
+    "Imbalance",
+    "InstancesBelow",
     "Jwt",
     "Limits",
     "Listener",
@@ -76,7 +105,11 @@ __all__ = [
     "Method",
     "ModelArtsCloud",
     "ModelArtsDiscovery",
+    "NoUsableInstance",
     "Overload",
+    "Overloaded",
+    "P99Latency",
+    "Panic",
     "Passive",
     "PasswordAuth",
     "Permissions",
@@ -88,11 +121,15 @@ __all__ = [
     "SendExpectCheck",
     "ServerTls",
     "Service",
+    "ServiceAlerts",
     "SourceQuota",
     "StaticDiscovery",
     "TcpCheck",
     "TlsCheck",
     "TokenAuth",
+    "UsableShare",
+    "Webhook",
+    "WorkerRestarts",
 ]
 
 
@@ -194,6 +231,7 @@ class Config(Table):
     """A configuration of tcpgw."""
 
     gateway: Gateway = Field(default_factory=Gateway)
+    alerts: Alerts = Alerts()
     cloud: dict[Name, ModelArtsCloud] = Field(default={}, description="[cloud.NAME]: one for each IAM user.")
     service: tuple[Service, ...] = Field(min_length=1, description="[[service]]: what can be routed to.")
     listener: tuple[Listener, ...] = Field(min_length=1, description="[[listener]]: where clients connect.")

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from tcpgw.config import checks
+from tcpgw.config.alerts import ServiceAlerts
 from tcpgw.config.discovery import Discovery
 from tcpgw.config.health import Health
 from tcpgw.config.table import Table
@@ -257,6 +258,7 @@ class Service(Table):
     )
     health: Health = Health()
     rpc: Rpc = Rpc()
+    alerts: ServiceAlerts = ServiceAlerts()
     send_proxy: Literal["v1", "v2"] | None = Field(
         default=None,
         description="Begin each connection to an instance with a PROXY header that names the client; with "

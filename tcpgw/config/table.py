@@ -1,6 +1,6 @@
 """What the tables of a configuration have in common."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag
 
@@ -12,6 +12,11 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+def keys(table: type[BaseModel]) -> dict[str, str]:
+    """By key of the file, the attribute: they differ where the key is a word of Python's."""
+    return {field.alias or name: name for name, field in table.model_fields.items()}
+
+
 def _form(value: Any) -> str:
     return "word" if isinstance(value, str) else "table"
 
@@ -20,3 +25,5 @@ IsWord = Tag("word")
 IsTable = Tag("table")
 ByForm = Discriminator(_form)
 """Of a value that is a word or a table: what was written is judged as what it looks like, not as both."""
+
+Off = Annotated[Literal["off"], IsWord]

@@ -12,11 +12,14 @@ from tcpgw.config.schema import Config
 def plain(config: Config) -> dict[str, Any]:
     """Return what `restored` needs: texts, numbers, lists and tables, with asterisks for the cloud's secrets.
 
-    The secrets of tokens stand in it as they are: who relays has to check signatures with them.
+    Without alerts, which one process judges and sends. The secrets of tokens stand in it as they are: who
+    relays has to check signatures with them.
 
     Defaults are left out, because some keys may not stand beside some others even with these.
     """
     data = config.model_dump(mode="json", exclude_defaults=True)
+    for table in (data, *data["service"]):
+        table.pop("alerts", None)
     # Its default is this process's environment, which the other one need not have.
     state_dir = config.gateway.state_dir
     data.setdefault("gateway", {})["state_dir"] = None if state_dir is None else str(state_dir.absolute())
@@ -32,7 +35,8 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def restored(data: dict[str, Any]) -> Config:
-    """Return the configuration that `plain` was given, but for the cloud's secrets, and with absolute paths.
+    """Return the configuration that `plain` was given, but for alerts and the cloud's secrets, and with
+    absolute paths.
 
     Reads neither files nor the environment. Raises ValidationError for what is not from `plain`.
     """

@@ -55,7 +55,6 @@ def text_of(value: Any, example: str) -> str:
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = "^" + "".join(rf"([0-9]+(\.[0-9]+)?{unit})?" for unit in ("h", "m", "s", "ms")) + "$"
 
-
 _DURATION_SCHEMA: dict[str, Any] = {
     "type": ["string", "number"],
     "minLength": 2,
@@ -84,6 +83,14 @@ def _duration(value: Any) -> float:
 
 Duration = Annotated[float, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
 """Seconds, more than 0 and finite."""
+
+
+Wait = Annotated[
+    float,
+    BeforeValidator(lambda value: 0.0 if value in (0, "0s") and value is not False else _duration(value)),
+    WithJsonSchema({"anyOf": [{"const": 0}, _DURATION_SCHEMA]}),
+]
+"""As Duration, or 0."""
 
 
 def _duration_or(word: str, value: Any) -> Any:

@@ -296,6 +296,39 @@ def test_another_state_directory_concerns_what_is_stored() -> None:
     assert changes.restart == ()
 
 
+# ---- alerts ----
+
+
+def test_rules_and_receivers_change_in_place() -> None:
+    """No connection, no worker and no source is touched; a rule has `for` in its path, as the file has it."""
+    old = '[alerts]\nerror_rate = { for = "1m" }\nrepeat = "1h"\n'
+    new = '[alerts]\nerror_rate = { for = "2m" }\npanic = "off"\nalertmanager = { urls = ["http://a"] }\n'
+    changes = of(old + BASE, new + service(more="alerts = { panic = 'off' }") + listener())
+    assert changes == Changes(lines=changes.lines)
+    assert set(changes.lines) == {
+        "alerts.error_rate.for: 60 -> 120",
+        "alerts.repeat: 3600 -> 14400",
+        "alerts.panic: { for = 0, severity = critical } -> off",
+        next(line for line in changes.lines if line.startswith("alerts.alertmanager: unset -> { ")),
+        "service.s.alerts.panic: unset -> off",
+    }
+
+
+def test_no_secret_of_a_receiver_is_told() -> None:
+    """Neither its URL, nor its credentials, nor when it comes or goes."""
+    table = '[alerts.webhook.w]\nurl = "https://a/{0}"\nbearer = "{0}"\nheaders = {{ X-Key = "{0}" }}\n'
+    texts = [BASE, table.format(SECRET) + BASE, table.format(f"{SECRET}-2") + BASE]
+    for old in texts:
+        for new in texts:
+            changes = of(old, new)
+            assert bool(changes) == (old != new)
+            assert SECRET not in repr(changes)
+    assert of(texts[0], texts[1]).lines == ("alerts.webhook.w: added",)
+    assert set(of(texts[1], texts[2]).lines) == {
+        f"alerts.webhook.w.{key}: another secret" for key in ("url", "bearer", "headers.X-Key")
+    }
+
+
 # ---- the process ----
 
 

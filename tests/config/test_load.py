@@ -65,7 +65,7 @@ def test_a_valid_sample_loads(sample: Path) -> None:
 def test_the_samples_say_everything() -> None:
     """The full sample sets every key that its tables have, together with those for what excludes another."""
     said: dict[type[BaseModel], set[str]] = {}
-    for name in ("full", "rpc", "access", "health"):
+    for name in ("full", "rpc", "access", "health", "alerts"):
         for table in tables(valid(name)):
             said.setdefault(type(table), set()).update(table.model_fields_set)
     assert {Listener, Rpc, Method, Codec, Frame, Access, Jwt, ServerTls, SendExpectCheck} <= said.keys()
@@ -239,6 +239,7 @@ def test_the_schema_is_one_and_takes_the_valid_samples() -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "alerts",
         "balance_key",
         "bind",
         "codec",
@@ -290,6 +291,11 @@ def test_the_schema_marks_secrets() -> None:
         assert definitions[table]["properties"][key]["writeOnly"]
         assert "default" not in definitions[table]["properties"][key]
     assert definitions["Jwt"]["properties"]["secret"]["anyOf"][0]["writeOnly"]
+    assert definitions["Webhook"]["properties"]["url"]["writeOnly"]
+    assert all(
+        one["writeOnly"]
+        for one in definitions["Webhook"]["properties"]["headers"]["patternProperties"].values()
+    )
 
 
 # ---- anything else ----
@@ -466,12 +472,15 @@ AUTHS = {
     },
     "aksk": {"type": "aksk", "access_key": SECRET, "secret_key": SECRET},
     "jwt": {"algorithms": ["HS256"], "audience": "a", "secret": SECRET * 4},
+    "webhook": {"url": f"https://a/{SECRET}", "bearer": SECRET, "headers": {"X-Key": SECRET}},
 }
 
 
 def with_secret(auth: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with that table for a cloud, or a listener's tokens."""
+    """A configuration with that table for a cloud, a listener's tokens or a receiver of alerts."""
     smallest = tomllib.loads((DATA / "valid" / "smallest.toml").read_text(encoding="utf-8"))
+    if "url" in auth:
+        return smallest | {"alerts": {"webhook": {"w": auth}}}
     if "type" not in auth:
         (listener,) = smallest["listener"]
         return smallest | {"listener": [listener | {"access": {"jwt": auth}}]}
@@ -484,7 +493,7 @@ def test_no_way_to_show_a_configuration_shows_a_secret(auth: dict[str, Any]) -> 
     """repr, str, dumps and JSON hold asterisks instead."""
     config = loads(to_document(with_secret(auth)), Path())
     shown = [str(config), repr(config), str(config.model_dump()), str(config.model_dump(mode="json"))]
-    for text in [*shown, config.model_dump_json(), f"{config.cloud} {config.listener}"]:
+    for text in [*shown, config.model_dump_json(), f"{config.cloud} {config.listener} {config.alerts}"]:
         assert SECRET not in text
         assert "***" in text
 

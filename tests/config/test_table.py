@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from tcpgw.config.load import load
 from tcpgw.config.schema import TokenAuth
-from tcpgw.config.table import ByForm, IsTable, IsWord, Table
+from tcpgw.config.table import ByForm, IsTable, IsWord, Table, keys
 
 VALID = Path(__file__).parent.parent / "data" / "valid"
 
@@ -46,3 +46,14 @@ def test_a_word_or_a_table_is_judged_as_what_it_looks_like() -> None:
         with pytest.raises(ValidationError) as caught:
             RULE.validate_python(wrong)
         assert [error["type"] for error in caught.value.errors()] == [kind]
+
+
+class _Loop(Table):
+    times: int = Field(default=1, alias="while")
+    body: str = ""
+
+
+def test_a_key_may_be_a_word_of_python() -> None:
+    """The file's word leads to the attribute, and others to themselves."""
+    assert keys(_Loop) == {"while": "times", "body": "body"}
+    assert _Loop.model_validate({"while": 2}).times == 2

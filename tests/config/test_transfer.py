@@ -14,6 +14,7 @@ from tcpgw.config.load import load
 from tcpgw.config.schema import (
     Access,
     AkSkAuth,
+    Alerts,
     Balance,
     Certificate,
     ClientTls,
@@ -43,6 +44,7 @@ from tcpgw.config.schema import (
     SendExpectCheck,
     ServerTls,
     Service,
+    ServiceAlerts,
     SourceQuota,
     StaticDiscovery,
     TlsCheck,
@@ -72,6 +74,12 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(without_secrets, value))
     return "secret" if isinstance(value, SecretStr) else value
+
+
+def told(config: Config) -> Config:
+    """All of it that other processes are told."""
+    services = tuple(one.model_copy(update={"alerts": ServiceAlerts()}) for one in config.service)
+    return config.model_copy(update={"alerts": Alerts(), "service": services})
 
 
 def static(name: str = "s", **keys: Any) -> Service:
@@ -107,10 +115,18 @@ def test_there_are_samples() -> None:
 
 @pytest.mark.parametrize("sample", VALID, ids=lambda sample: sample.stem)
 def test_a_sample_arrives_as_it_is(sample: Path) -> None:
-    """Whatever a file can say, the other process has it too."""
-    config = load(sample)
+    """Whatever a file can say but of alerts, the other process has it too."""
+    config = told(load(sample))
     assert without_secrets(carried(config)) == without_secrets(config)
     assert config.cloud or carried(config) == config
+
+
+def test_nothing_of_alerts_is_told() -> None:
+    """Who relays needs no receiver's secret, and nothing changes for it when a rule does."""
+    config = load(VALID[0].parent / "alerts.toml")
+    assert told(config) != config
+    assert plain(config) == plain(told(config))
+    assert carried(config) == told(config)
 
 
 ETC = Path("/etc")

@@ -26,6 +26,7 @@ from tcpgw.config.values import (
     StaticMember,
     Threshold,
     Url,
+    Wait,
     is_name,
     parse_path,
     type_name,
@@ -316,6 +317,18 @@ def test_other_delays_are_refused(written: Any) -> None:
     """The message says both ways to write one."""
     with pytest.raises(ValidationError, match=r'write 10s, .* more than 0; or "p95"'):
         DELAY.validate_python(written)
+
+
+WAIT: TypeAdapter[float] = TypeAdapter(Wait)
+
+
+def test_waits_may_be_nothing() -> None:
+    """0 is one, and false is not; the rest is as of durations."""
+    assert [WAIT.validate_python(value) for value in (0, 0.0, "0s", "1m")] == [0, 0, 0, 60]
+    refused: list[Any] = [False, -1, "", "soon", None, [], {}]
+    for value in refused:
+        with pytest.raises(ValidationError, match="duration"):
+            WAIT.validate_python(value)
 
 
 THRESHOLD: TypeAdapter[float | str] = TypeAdapter(Threshold)
