@@ -32,6 +32,9 @@ class Condition(Table):
     # The file says `for`, as Prometheus does; Python keeps that word for itself.
     model_config = ConfigDict(serialize_by_alias=True)
 
+    BELOW: ClassVar[bool] = False
+    """Whether it is about a reading that is too low. Else too high."""
+
     wait: Wait = _for(0.0)
     severity: Severity = _severity("warning")
 
@@ -39,8 +42,6 @@ class Condition(Table):
 class Limit(Condition):
     """A reading beyond a threshold, up to a second one: what swings about the first is one alert."""
 
-    BELOW: ClassVar[bool] = False
-    """Whether it fires below the threshold. Else above."""
     RELIEF: ClassVar[float] = 0.8
     """Where `clear` is left out, it is this times the threshold."""
 
@@ -100,6 +101,8 @@ class NumberLimit(Limit):
 
 class NoUsableInstance(Condition):
     """No instance of a service may be given anything."""
+
+    BELOW = True
 
     wait: Wait = _for(10.0)
     severity: Severity = _severity("critical")

@@ -1,0 +1,93 @@
+"""Of which alerts nobody is told for a while."""
+
+import pytest
+
+from tcpgw.alerts.silences import MOST, SilenceError, Silences
+from tests.support.alerts import WALL, alert
+
+RATE = "TcpgwErrorRate"
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "covered"),
+    [
+        (RATE, {}, True),
+        (RATE, {"service": "a"}, True),
+        (RATE, {"service": "b"}, False),
+        (RATE, {"service": "a", "kind": "x"}, False),
+        ("TcpgwPanic", {}, False),
+        ("*", {}, True),
+        ("*", {"service": "a"}, True),
+        ("*", {"service": "b"}, False),
+    ],
+)
+def test_a_silence_covers_what_has_its_name_and_labels(
+    name: str, labels: dict[str, str], covered: bool
+) -> None:
+    """Labels that it does not name may be any."""
+    silences = Silences()
+    silences.add(name, labels, 60, "", 0, WALL)
+    assert (silences.until(alert("a"), 1) == WALL + 60) is covered
+
+
+def test_it_ends_by_itself() -> None:
+    """At its time, and the last one that covers an alert counts."""
+    silences = Silences()
+    silences.add(RATE, {}, 60, "short", 0, WALL)
+    silences.add("*", {"service": "a"}, 90, "long", 0, WALL)
+    assert [silence.comment for silence in silences.listed(59)] == ["short", "long"]
+    assert (silences.until(alert("a"), 59), silences.until(alert("b"), 59)) == (WALL + 90, WALL + 60)
+    assert (silences.until(alert("a"), 60), silences.until(alert("b"), 60)) == (WALL + 90, None)
+    assert silences.listed(90) == []
+
+
+def test_the_same_again_takes_its_place() -> None:
+    """Whatever the order of the labels; also to end it sooner."""
+    silences = Silences()
+    silences.add(RATE, {"service": "a", "kind": "x"}, 60, "one", 0, WALL)
+    silences.add(RATE, {"kind": "x", "service": "a"}, 30, "two", 0, WALL)
+    assert [(silence.comment, silence.until) for silence in silences.listed(0)] == [("two", WALL + 30)]
+
+
+def test_it_can_be_removed() -> None:
+    """By the same name and labels; another time there is none."""
+    silences = Silences()
+    silences.add(RATE, {"service": "a"}, 60, "", 0, WALL)
+    assert not silences.remove(RATE, {})
+    assert silences.remove(RATE, {"service": "a"})
+    assert not silences.remove(RATE, {"service": "a"})
+    assert silences.until(alert("a"), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "seconds", "comment", "why"),
+    [
+        ("ErrorRate", {}, 60, "", "known are TcpgwNoUsableInstance, "),
+        (RATE, {}, 0, "", "from a moment to a year"),
+        (RATE, {}, float("nan"), "", "from a moment to a year"),
+        (RATE, {}, 1e9, "", "from a moment to a year"),
+        (RATE, {}, 60, "x" * 1025, "1024 characters"),
+        ("x" * 1025, {}, 60, "", "1024 characters"),
+        (RATE, {str(number): "" for number in range(17)}, 60, "", "at most 16 labels"),
+    ],
+)
+def test_others_are_refused(
+    name: str, labels: dict[str, str], seconds: float, comment: str, why: str
+) -> None:
+    """With what may stand there, and nothing is silenced."""
+    silences = Silences()
+    with pytest.raises(SilenceError, match=why):
+        silences.add(name, labels, seconds, comment, 0, WALL)
+    assert silences.listed(0) == []
+
+
+def test_there_are_so_many_at_most() -> None:
+    """One of them can still be changed, and those that end make room."""
+    silences = Silences()
+    for number in range(MOST):
+        silences.add(RATE, {"service": str(number)}, 60 + number, "", 0, WALL)
+    with pytest.raises(SilenceError, match="100 silences"):
+        silences.add("*", {}, 60, "", 0, WALL)
+    silences.add(RATE, {"service": "0"}, 30, "", 0, WALL)
+    silences.add("*", {}, 60, "", 30, WALL)
+    assert len(silences.listed(30)) == MOST
