@@ -1,0 +1,1 @@
+"""What other monitoring takes: Prometheus' rule file, and Grafana's dashboard."""
