@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from tcpgw.config.values import written_size
+from tcpgw.config.values import Bind, written_size
 
 if TYPE_CHECKING:
     from tcpgw.config.schema import Config, Gateway, Listener, ModelArtsCloud, Route, Service
@@ -22,6 +22,7 @@ def between_tables(config: "Config") -> Iterator[tuple[Place, str]]:
     yield from _shared_binds(config.listener)
     yield from _shared_users(config.cloud)
     yield from _stop(config.gateway)
+    yield from _admin_bind(config)
     for index, service in enumerate(config.service):
         cloud = getattr(service.discovery, "cloud", None)
         if cloud is not None and cloud not in config.cloud:
@@ -82,6 +83,30 @@ def _stop(gateway: "Gateway") -> Iterator[tuple[Place, str]]:
         drain = f"gateway.drain, {gateway.drain:g} s"
         message = f"must be at least {drain}, or connections are cut before they are asked to end"
         yield ("gateway", "hard_stop"), message
+
+
+def _admin_bind(config: "Config") -> Iterator[tuple[Place, str]]:
+    admin = config.gateway.admin
+    if admin == "off" or admin.bind.is_any:
+        return
+    default = "" if "admin" in config.gateway.model_fields_set else ", its default"
+    for index, listener in enumerate(config.listener):
+        if _collide(listener.bind, admin.bind):
+            message = (
+                f"gateway.admin has {admin.bind}{default}: write another address here, or gateway.admin = "
+                'another one or "off"'
+            )
+            yield ("listener", index, "bind"), message
+
+
+def _collide(one: Bind, other: Bind) -> bool:
+    """Whether a client of the one could mean the other; the kernel refuses the second then."""
+    if one.path or other.path:
+        return one.path == other.path
+    if one.port != other.port:
+        return False
+    hosts = {one.host, other.host}
+    return len(hosts) == 1 or "::" in hosts or ("0.0.0.0" in hosts and not any(":" in host for host in hosts))
 
 
 def _routes(routes: Iterable["Route"], place: Place, keys: Mapping[str, str]) -> Iterator[tuple[Place, str]]:

@@ -48,6 +48,7 @@ class ServiceChanges:
 class Changes:
     """All that differs. Names are sorted.
 
+    `admin`: whether the admin server is opened anew, be it only for another token.
     `discovery`: services, in both configurations, whose source must be asked anew. `restart`: key paths of
     what a running process cannot take. `lines`: one for each difference, with its key path, for operators;
     no secret stands in them.
@@ -55,6 +56,7 @@ class Changes:
 
     listeners: ListenerChanges = ListenerChanges()
     services: ServiceChanges = ServiceChanges()
+    admin: bool = False
     discovery: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ def diff(old: Config, new: Config) -> Changes:
     return Changes(
         _listeners(old, new),
         _services(old, new),
+        old.gateway.admin != new.gateway.admin,
         tuple(sorted(_asked_anew(old, new))),
         tuple(map(".".join, restart)),
         tuple(_line(*difference) for difference in differing),

@@ -2,8 +2,8 @@
 
 Descriptions go to the JSON Schema (`tcpgw schema`), so editors show them beside the key. A `Config` that
 exists is consistent: the checks between tables (checks.py) are part of its validation. The tables
-stand in modules of their own (access, alerts, codec, discovery, health, listener, receivers, service, tls);
-their users take all of them from here.
+stand in modules of their own (access, admin, alerts, codec, discovery, health, listener, receivers,
+service, tls); their users take all of them from here.
 """
 
 import os
@@ -15,6 +15,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tcpgw.config import checks
 from tcpgw.config.access import Access, Jwt, Limits, Permissions, Quota, SourceQuota
+from tcpgw.config.admin import Admin, AnyAdmin
 from tcpgw.config.alerts import (
     Alerts,
     CallBudget,
@@ -71,6 +72,7 @@ __all__ = [
     "LEAST_RPC_MEMORY",
     "PRIVATE_NETWORKS",
     "Access",
+    "Admin",
     "AgencyAuth",
     "AkSkAuth",
     "Alertmanager",
@@ -217,6 +219,11 @@ class Gateway(Table):
         "parts for the workers, but room for the longest request and answer in each. At the "
         "bound, who sends more is read later, and who has most unread is cut off. A quarter is kept for "
         "answers; the default holds 12 of the longest requests.",
+    )
+    admin: AnyAdmin = Field(
+        default=Admin(),
+        description="The server of the status page, of metrics and probes: its address, off, or a table with "
+        "a token. On loopback, so that nobody else reads what is not guarded.",
     )
     log: Log = Log()
     overload: Overload = Overload()

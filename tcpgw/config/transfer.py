@@ -10,7 +10,8 @@ from tcpgw.config.schema import Config
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Return what `restored` needs: texts, numbers, lists and tables, with asterisks for the cloud's secrets.
+    """Return what `restored` needs: texts, numbers, lists and tables, with asterisks for secrets of the cloud
+    and of the admin server.
 
     Without alerts, which one process judges and sends. The secrets of tokens stand in it as they are: who
     relays has to check signatures with them.
@@ -35,8 +36,8 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def restored(data: dict[str, Any]) -> Config:
-    """Return the configuration that `plain` was given, but for alerts and the cloud's secrets, and with
-    absolute paths.
+    """Return the configuration that `plain` was given, but for alerts and those secrets, and with absolute
+    paths.
 
     Reads neither files nor the environment. Raises ValidationError for what is not from `plain`.
     """

@@ -345,6 +345,30 @@ def test_the_gateway_s_own_settings() -> None:
     assert changes == Changes(lines=("gateway.drain: 30 -> 5", "gateway.rpc_memory: 268435456 -> 536870912"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('"127.0.0.1:9080"', '"127.0.0.1:9081"', "gateway.admin.bind: 127.0.0.1:9080 -> 127.0.0.1:9081"),
+        ('"off"', '"127.0.0.1:9080"', "gateway.admin: off -> { bind = 127.0.0.1:9080, "),
+        ('"127.0.0.1:9080"', '"off"', "gateway.admin: { bind = 127.0.0.1:9080, "),
+        ("{}", '{ hosts = ["gw"] }', "gateway.admin.hosts: [] -> [gw]"),
+        ("{}", f'{{ token = "{SECRET}-of-0016" }}', "gateway.admin.token: another secret"),
+        (
+            f'{{ token = "{SECRET}-of-0016" }}',
+            f'{{ token = "{SECRET}-of-0017" }}',
+            "gateway.admin.token: another",
+        ),
+    ],
+)
+def test_another_admin_server_is_opened(old: str, new: str, line: str) -> None:
+    """Whatever of it differs, and nothing but it; its token is not told."""
+    changes = of(f"gateway.admin = {old}\n{BASE}", f"gateway.admin = {new}\n{BASE}")
+    (told,) = changes.lines
+    assert changes == Changes(admin=True, lines=changes.lines)
+    assert told.startswith(line)
+    assert SECRET not in told
+
+
 # ---- secrets ----
 
 

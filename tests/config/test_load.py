@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from tcpgw.config.load import json_schema, load, loads
 from tcpgw.config.schema import (
     Access,
+    Admin,
     AkSkAuth,
     ClientTls,
     Codec,
@@ -87,6 +88,11 @@ def test_the_full_sample_is_read_as_it_was_written() -> None:
     assert (listener.idle_timeout, listener.fin_timeout, listener.keepalive) == (7200, 10, 30.5)
     assert list(map(str, listener.accept_proxy)) == ["10.0.0.0/24", "192.0.2.7/32"]
     assert (config.gateway.workers, config.gateway.unsupervised) == (4, 300)
+    admin = config.gateway.admin
+    assert isinstance(admin, Admin)
+    assert (admin.bind, admin.hosts) == (Bind("0.0.0.0", 9080), ("gw.example.com",))
+    assert admin.token is not None
+    assert admin.token.get_secret_value() == "a-literal-token-for-admins"
     assert (service.balance.rebalance, listener.max_age) == (2.5, 86400)
     assert (config.gateway.drain, config.gateway.hard_stop, config.gateway.rpc_memory) == (10, 45, 1 << 30)
     assert service.tls == ClientTls(

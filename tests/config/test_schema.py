@@ -6,7 +6,7 @@ import pytest
 
 from tcpgw.config import schema
 from tcpgw.config.load import json_schema, load
-from tcpgw.config.schema import Config, Gateway
+from tcpgw.config.schema import Admin, Config, Gateway
 
 VALID = Path(__file__).parent.parent / "data" / "valid"
 
@@ -38,6 +38,8 @@ def test_defaults_of_the_process() -> None:
     assert (gateway.workers, gateway.unsupervised) == (0, 60)
     assert (gateway.drain, gateway.hard_stop, gateway.rpc_memory) == (30, 60, 256 << 20)
     assert (gateway.overload.lag, gateway.overload.memory) == (0.5, None)
+    assert isinstance(gateway.admin, Admin)
+    assert (str(gateway.admin.bind), gateway.admin.token, gateway.admin.hosts) == ("127.0.0.1:9080", None, ())
     assert (gateway.log.format, gateway.log.level, gateway.log.connections) == ("auto", "info", True)
 
 
