@@ -1,0 +1,1 @@
+"""The admin server: the status page, figures, probes, and what operators do by hand."""
