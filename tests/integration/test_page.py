@@ -1,0 +1,320 @@
+"""The status page in a real browser, on a real admin server, of a gateway that is pretended."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.support.admin import TOKEN, Pretended, alert, served, settings, view
+from tests.support.page import SICK, Complaints, calm, charts, chromium, many, pictures, troubled
+
+Need = Callable[[str], str]
+NARROW = {"width": 360, "height": 780}
+WIDE = {"width": 1400, "height": 900}
+
+
+@pytest.fixture
+async def browser(need: Need) -> AsyncIterator[Browser]:
+    async with chromium(need("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def source() -> Pretended:
+    source = Pretended(calm())
+    source.history = charts(calm())
+    return source
+
+
+async def opened(browser: Browser, base: str, **context: object) -> tuple[Page, Complaints]:
+    page = await (await browser.new_context(**context)).new_page()  # type: ignore[arg-type]
+    complaints = Complaints(page)
+    await page.goto(base)
+    return page, complaints
+
+
+async def logged_in(browser: Browser, base: str, **context: object) -> tuple[Page, Complaints]:
+    page, complaints = await opened(browser, base, **context)
+    await page.get_by_label("Token").fill(TOKEN)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#board")).to_be_visible()
+    return page, complaints
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def row(page: Page, endpoint: str) -> object:
+    return page.locator("tr", has_text=endpoint)
+
+
+# ---- what is seen ----
+
+
+async def test_what_goes_on_is_seen_as_it_happens(browser: Browser, source: Pretended) -> None:
+    """An endpoint that falls sick is said to be so, with the reason, above the others; then an alert is."""
+    async with served(source) as base:
+        page, complaints = await opened(browser, base)
+        endpoints = page.locator("tbody[data-f=endpoints]").first.locator("tr")
+        await expect(endpoints).to_have_count(4)
+        await expect(endpoints.first).to_contain_text("10.0.1.11:8080")
+        await expect(page.locator("#rate")).to_have_text("812/s")
+        await expect(page.locator("#alerts-count")).to_have_text("0")
+
+        shown = calm(alerts=[alert("usable_endpoints", {"service": "ranker"}, summary="ranker has 3 of 4")])
+        shown["services"][0]["endpoints"][2] |= {"state": "unhealthy", "why": "no connection in 1 s"}
+        source.shown = shown
+        await expect(endpoints.first).to_contain_text(SICK)
+        await expect(endpoints.first).to_contain_text("unhealthy")
+        await expect(endpoints.first).to_contain_text("no connection in 1 s")
+        await expect(page.locator("#alerts")).to_contain_text("ranker has 3 of 4")
+        await expect(page.locator("#announcer")).to_have_text("firing: ranker has 3 of 4")
+        await expect(page).to_have_title("(1) tcpgw")
+        assert complaints.all == []
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [
+        ("light", {"viewport": WIDE}),
+        ("dark", {"viewport": WIDE, "color_scheme": "dark"}),
+        ("between", {"viewport": {"width": 900, "height": 900}}),
+        ("narrow", {"viewport": NARROW}),
+        ("narrow-dark", {"viewport": NARROW, "color_scheme": "dark"}),
+    ],
+)
+async def test_it_fits(browser: Browser, tmp_path: Path, name: str, context: dict[str, object]) -> None:
+    """Whatever is wrong and however narrow the screen, nothing runs out of it; dark where that is asked for."""
+    source = Pretended(troubled())
+    source.history = charts(troubled())
+    async with served(source, settings(token=TOKEN)) as base:
+        page, complaints = await logged_in(browser, base, **context)
+        await expect(page.locator(".service")).to_have_count(2)
+        await page.wait_for_timeout(500)  # bars grow into their length
+        await page.screenshot(path=pictures(tmp_path) / f"{name}.png", full_page=True)
+        width = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width[0] <= width[1]
+        ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, ground[4:-1].split(","))) < 200) == ("dark" in name)
+        await page.locator("button[data-act=weight]").first.click()
+        await page.screenshot(path=pictures(tmp_path) / f"{name}-dialog.png")
+        assert complaints.all == []
+
+
+async def test_what_gateways_say_is_no_markup(browser: Browser, source: Pretended) -> None:
+    """A reason with tags in it is shown with its tags."""
+    shown = calm()
+    nasty = "<img src=x onerror=alert(1)><b>bold</b>"
+    shown["services"][0]["endpoints"][0] |= {"state": "unhealthy", "why": nasty}
+    source.shown = shown
+    async with served(source) as base:
+        page, complaints = await opened(browser, base)
+        await expect(page.locator("td.why").first).to_have_text(nasty)
+        assert complaints.all == []
+
+
+async def test_a_thousand_endpoints(browser: Browser, source: Pretended) -> None:
+    """The sick ones are shown first, the rest when it is asked for or fits the filter; the page stays quick."""
+    source.shown = many(1000)
+    async with served(source) as base:
+        page, complaints = await opened(browser, base)
+        rows = page.locator("tbody[data-f=endpoints] tr")
+        await expect(rows).to_have_count(50)
+        await expect(rows.first).to_contain_text("unhealthy")
+        await page.get_by_role("searchbox").fill("10.1.2.7")
+        await expect(rows).to_have_count(11)
+        await page.get_by_role("searchbox").fill("")
+        await page.get_by_role("button", name="Show all 1,000").click()
+        await expect(rows).to_have_count(1000)
+        longest = await page.evaluate(
+            """async () => {
+                let longest = 0, last = performance.now();
+                while (last < performance.now() + 1 && longest < 1e4) {
+                    await new Promise((resolve) => setTimeout(resolve, 10));
+                    const now = performance.now();
+                    longest = Math.max(longest, now - last);
+                    last = now;
+                    if (now - (window.began ??= now) > 3000) return longest;
+                }
+            }"""
+        )
+        assert longest < 1000  # with two views drawn meanwhile, on a machine that does other things too
+        await page.get_by_role("button", name="Show fewer").click()
+        await expect(rows).to_have_count(50)
+        assert complaints.all == []
+
+
+# ---- what is done ----
+
+
+async def test_an_endpoint_is_drained_by_its_button(browser: Browser, source: Pretended) -> None:
+    """After a question; what the gateway says of it is shown, and then there is a button for the way back."""
+    async with served(source, settings(token=TOKEN)) as base:
+        page, complaints = await logged_in(browser, base)
+        await page.get_by_role("button", name=f"Drain {SICK}").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text(f"Drain {SICK}?")
+        await dialog.get_by_role("button", name="Cancel").click()
+        assert source.done == []
+        await page.get_by_role("button", name=f"Drain {SICK}").click()
+        await dialog.get_by_role("button", name="Drain").click()
+        await until(lambda: source.done)
+        assert source.done == [("drain", SICK, "ranker")]
+        await expect(dialog).to_be_hidden()
+        await expect(page.locator("#toast")).to_have_text(f"{SICK} gets nothing new")
+        shown = calm()
+        shown["services"][0]["endpoints"][2] |= {"state": "draining", "weight": 0, "override": "drained"}
+        source.shown = shown
+        await page.get_by_role("button", name=f"Undrain {SICK}").click()
+        await dialog.get_by_role("button", name="Give it back").click()
+        await until(lambda: source.done[1:] == [("undrain", SICK, "ranker")])
+        assert complaints.all == []
+
+
+async def test_by_keyboard_alone(browser: Browser, source: Pretended) -> None:
+    """Tab leads to each button, its focus is seen and survives views; Enter asks, and Enter confirms."""
+    async with served(source, settings(token=TOKEN)) as base:
+        page, _ = await logged_in(browser, base)
+        name = f"Drain {SICK}"
+        for _ in range(60):
+            await page.keyboard.press("Tab")
+            if await page.evaluate("document.activeElement.ariaLabel") == name:
+                break
+        outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid"
+        shown = calm()
+        shown["services"][0]["endpoints"][3] |= {"state": "unhealthy", "why": "refused"}
+        source.shown = shown
+        await expect(page.locator("td.why", has_text="refused")).to_be_visible()
+        assert await page.evaluate("document.activeElement.ariaLabel") == name
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.keyboard.press("Enter")
+        await until(lambda: source.done)
+        assert source.done == [("drain", SICK, "ranker")]
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        assert await page.evaluate("document.activeElement.ariaLabel") == name
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+async def test_other_actions(browser: Browser, source: Pretended) -> None:
+    """A weight, a silence with its reason and its end, a reload that tells what changed."""
+    known = alert("denials", {"listener": "predict"}, summary="many are denied")
+    source.shown = calm(alerts=[known])
+    async with served(source, settings(token=TOKEN)) as base:
+        page, complaints = await logged_in(browser, base)
+        dialog = page.get_by_role("dialog")
+        await page.get_by_role("button", name=f"Weight of {SICK}").click()
+        await dialog.get_by_label("Weight").fill("70000")
+        await dialog.get_by_role("button", name="Set weight").click()
+        assert source.done == []
+        await dialog.get_by_label("Weight").fill("7")
+        await page.keyboard.press("Enter")
+        await until(lambda: source.done == [("weight", SICK, 7, "ranker")])
+        await expect(dialog).to_be_hidden()
+
+        await page.get_by_role("button", name="Silence many are denied").click()
+        await dialog.get_by_label("For", exact=True).select_option("4 hours")
+        await dialog.get_by_label("Why").fill("a scan we know")
+        await dialog.get_by_role("button", name="Silence").click()
+        await until(
+            lambda: (
+                source.done[1:] == [("silence", "denials", {"listener": "predict"}, 14400, "a scan we know")]
+            )
+        )
+        source.shown = (
+            calm(alerts=[known | {"silenced_until": source.shown["at"] + 9000}]) if source.shown else None
+        )
+        await page.get_by_role("button", name="Unsilence many are denied").click()
+        await dialog.get_by_role("button", name="Unsilence").click()
+        await until(lambda: source.done[2:] == [("unsilence", "denials", {"listener": "predict"})])
+        await expect(dialog).to_be_hidden()
+
+        await page.get_by_role("button", name="Reload configuration").click()
+        await dialog.get_by_role("button", name="Reload").click()
+        await expect(dialog).to_contain_text("gateway.drain: 30 -> 5")
+        await dialog.get_by_role("button", name="Close").click()
+        assert complaints.all == []
+
+
+async def test_what_the_gateway_refuses_is_shown(browser: Browser, source: Pretended) -> None:
+    """The dialog stays, with the reason."""
+    async with served(source, settings(token=TOKEN)) as base:
+        page, _ = await logged_in(browser, base)
+        source.error = RuntimeError
+        await page.get_by_role("button", name="Reload configuration").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Reload").click()
+        await expect(page.locator("#dialog-error")).to_contain_text("its log has the details")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+
+
+# ---- who ----
+
+
+async def test_without_a_token_it_only_shows(browser: Browser, source: Pretended) -> None:
+    """No button changes anything, and what would allow it is told."""
+    async with served(source) as base:
+        page, complaints = await opened(browser, base)
+        await expect(page.locator("#hint")).to_contain_text("gateway.admin")
+        await expect(page.locator("#read-only")).to_be_visible()
+        await expect(page.get_by_role("row", name=SICK)).to_be_visible()
+        for button in await page.get_by_role("button").all():
+            assert await button.inner_text() in {"Show all", "Show fewer"}
+        assert complaints.all == []
+
+
+async def test_logging_in_and_out(browser: Browser, source: Pretended) -> None:
+    """A wrong token is refused in words, the right one shows the board, and logging out hides it again."""
+    async with served(source, settings(token=TOKEN)) as base:
+        page, _ = await opened(browser, base)
+        await expect(page.locator("#board")).to_be_hidden()
+        await page.get_by_label("Token").fill("wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#login-error")).to_contain_text("not the token")
+        await page.get_by_label("Token").fill(TOKEN)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_role("row", name=SICK)).to_be_visible()
+        await page.reload()
+        await expect(page.get_by_role("row", name=SICK)).to_be_visible()
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.locator("#login")).to_be_visible()
+        assert await page.context.cookies() == []
+
+
+# ---- lost and found ----
+
+
+async def test_a_lost_gateway_comes_back(browser: Browser, source: Pretended) -> None:
+    """While it is gone the page says so and how old its figures are; then it goes on by itself."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        async with served(source, sock=sock.dup()) as base:
+            page, _ = await opened(browser, base)
+            await expect(page.get_by_role("row", name=SICK)).to_be_visible()
+            await expect(page.locator("#lost")).to_be_hidden()
+        await expect(page.locator("#lost")).to_contain_text("Connection lost")
+        await expect(page.locator("#lost-age")).to_have_text("Figures are 2 s old; trying again.")
+        await expect(page.get_by_role("row", name=SICK)).to_be_visible()
+        source.shown = view([*calm()["services"]], version="0.7.0")
+        async with served(source, sock=sock.dup()):
+            await expect(page.locator("#version")).to_have_text("0.7.0", timeout=15_000)
+            await expect(page.locator("#lost")).to_be_hidden()
+
+
+async def test_a_session_that_ended_asks_for_the_token(browser: Browser, source: Pretended) -> None:
+    """A restarted gateway knows no sessions: the page asks again instead of showing old figures."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        async with served(source, settings(token=TOKEN), sock.dup()) as base:
+            page, _ = await logged_in(browser, base)
+        async with served(source, settings(token=TOKEN), sock.dup()):
+            await expect(page.locator("#login")).to_be_visible(timeout=15_000)
+            await page.get_by_label("Token").fill(TOKEN)
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("row", name=SICK)).to_be_visible()
