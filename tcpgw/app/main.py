@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import structlog
 
 from tcpgw import __version__
+from tcpgw.app.admin import SOCKET, Shown
 from tcpgw.app.background import Background, first
 from tcpgw.app.control import controlled, refuse_second
 from tcpgw.app.sockets import lent
@@ -55,6 +56,8 @@ async def run(config: schema.Config, path: Path) -> None:
             operation = Operation(supervisor, manager)
             stack.push_async_callback(operation.give_up)
             stack.enter_context(handled(operation.signals))
+            shown = Shown(supervisor.monitor, operation.methods, supervisor.readiness)
+            await supervisor.admin.serve(config.gateway, supervisor.admin.sockets, shown)
             control = controlled(path, operation.methods)
             if not handover.is_one:
                 await stack.enter_async_context(control)
@@ -81,6 +84,7 @@ def _say_ready(supervisor: Supervisor, manager: Notifier, passed: list[str]) -> 
         "ready",
         version=__version__,
         listeners=supervisor.addresses(),
+        admin=supervisor.admin.address,
         endpoints=supervisor.endpoints(),
         workers=supervisor.pids(),
         inherited=passed,
@@ -136,6 +140,11 @@ class Operation:
             "drain": self._in_turn(overrides.drain),
             "undrain": self._in_turn(overrides.undrain),
             "weight": self._in_turn(overrides.weight),
+            "view": _at_once(supervisor.monitor.view),
+            "charts": _at_once(supervisor.monitor.charts),
+            "alerts": _at_once(supervisor.alerting.alerts),
+            "silence": _at_once(supervisor.alerting.silence),
+            "unsilence": _at_once(supervisor.alerting.unsilence),
         }
         self.signals = {
             signal.SIGHUP: lambda: self._signalled(self._reload),
@@ -224,6 +233,8 @@ class Operation:
         used = supervisor.sockets
         sockets = used | {name: one for name, one in supervisor.lent.items() if one not in used.values()}
         log.info("upgrading", sockets=sorted(sockets))
+        if supervisor.admin.sockets is not None:
+            sockets[SOCKET] = supervisor.admin.sockets
         try:
             seconds = _START + await asyncio.to_thread(_longest_wait, supervisor)
             pid, self.taken = await hand_over(command, self._manager.environment(), sockets, seconds=seconds)
@@ -231,10 +242,19 @@ class Operation:
             error = f"{exc}{await asyncio.to_thread(_fault, supervisor.path)}"
             log.error("upgrade_failed", error=error, hint="this version goes on as it was")
             raise HandoverError(error) from exc
+        await supervisor.admin.close()  # who asks for the page is the successor's from now on
         self._manager.tell(MAINPID=str(pid))
         log.info("upgraded", successor=pid, listeners=self.taken)
         self.succeeded.set()
         return {"pid": pid, "listeners": self.taken}
+
+
+def _at_once(method: Callable[..., T]) -> Callable[..., Awaitable[T]]:
+    @functools.wraps(method)
+    async def asked(*params: Any) -> T:
+        return method(*params)
+
+    return asked
 
 
 def _fault(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Looks at the gateway once a second: what the page and `tcpgw top` show, what alerts go by, what is exposed."""
+"""Looks at the gateway once a second, for the page, `tcpgw top`, metrics and alerts."""
 
 import asyncio
 import time
@@ -36,6 +36,12 @@ class Monitor:
         self._reader = Reader(config.alerts.min_volume)
         self._lag = 0.0
         self._view: View | None = None
+        self._judges = True
+
+    async def retire(self) -> None:
+        """Judge no more: a successor does. Idempotent."""
+        self._judges = False
+        await self._alerting.close()
 
     def follow(self, config: schema.Config) -> None:
         self._alerting.follow(config)
@@ -54,7 +60,8 @@ class Monitor:
         picture = self._picture(self._lag)
         processes = await _processes(picture)
         self._view = self._recent.look(picture, processes, now)
-        self._alerting.look(self._reader.read(picture, self._recent, now))
+        if self._judges:
+            self._alerting.look(self._reader.read(picture, self._recent, now))
 
     def view(self) -> View | None:
         """What went on at the last look; None before the first. Never changed."""

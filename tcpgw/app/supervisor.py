@@ -13,6 +13,8 @@ import structlog
 
 from tcpgw import __version__
 from tcpgw.app.access import check
+from tcpgw.app.admin import SOCKET, Administration
+from tcpgw.app.alerting import Alerting
 from tcpgw.app.background import Background
 from tcpgw.app.briefing import Briefing
 from tcpgw.app.certificates import Expiries, expiries
@@ -22,6 +24,7 @@ from tcpgw.app.figures import Totals
 from tcpgw.app.health import Health
 from tcpgw.app.limits import fitted
 from tcpgw.app.material import Contents, Materials
+from tcpgw.app.monitor import Monitor
 from tcpgw.app.overrides import Overrides
 from tcpgw.app.picture import Picture, WorkerPicture
 from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
@@ -72,7 +75,8 @@ class Supervisor:
         self.started = time.time()
         self.sockets: dict[str, Sockets] = {}
         self.lent = {name: one for name, one in given.items() if one.outlived}
-        self._given = given
+        self.admin = Administration(given.get(SOCKET))
+        self._given = {name: one for name, one in given.items() if name != SOCKET}
         self._files = raise_open_files()
         self._count = config.gateway.workers or cpus()
         self._totals = Totals()
@@ -89,6 +93,8 @@ class Supervisor:
         self._usage = Usage()
         self.overrides = Overrides(self._publish, self._health.status, self._background)
         self._discovery = Discovery(config, self.overrides.publish, self._background)
+        self.alerting = Alerting(config, self._background)
+        self.monitor = Monitor(config, self.picture, self.ask_workers, self.alerting)
         self._workers: Workers
 
     async def __aenter__(self) -> Self:
@@ -97,8 +103,11 @@ class Supervisor:
             self.sockets = open_sockets(self.config.listener, self._count, self._given)
             taken = list(self.sockets.values())
             _close_ours(one for one in self._given.values() if one not in taken)
+            self._stack.push_async_callback(self.admin.close)
+            self.admin.sockets = self.admin.opened(self.config.gateway)
             self._stack.push_async_callback(self._background.close)
             self._stack.push_async_callback(self._materials.close)
+            self._stack.push_async_callback(self.alerting.close)
             contents = await self._read(self.config)
             self._stack.callback(self._health.close)
             self._health.follow(self.config, contents)
@@ -118,6 +127,7 @@ class Supervisor:
             )
             self._stack.push_async_callback(self._workers.close)
             self._set_config(self.config, contents)
+            self._background.start(self.monitor.run(), "monitor")
         except BaseException:
             await self._stack.aclose()
             raise
@@ -167,6 +177,7 @@ class Supervisor:
         if taken:  # the calls that the cloud allows are the successor's now
             self.overrides.close()
             await self._discovery.close()
+            await self.monitor.retire()
         outlived = {*taken, *(name for name, one in self.sockets.items() if one.outlived)}
         # First, so that the workers' are the last: they take who still waits, and then clients are refused.
         self._close_sockets()
@@ -213,6 +224,9 @@ class Supervisor:
             new = [one for one in opened.values() if one not in ended.values()]
             undo.callback(_close_ours, new)
             listen_on(new)
+            admin = self.admin.opened(config.gateway)
+            if admin is not None and admin is not self.admin.sockets:
+                undo.callback(admin.close)
             contents = await self._read(config)
             self._discovery.begin(config)
             undo.push_async_callback(self._abandon, changes.services.added)
@@ -227,6 +241,8 @@ class Supervisor:
         if count > before:
             self._grow_sockets(config, count)
         self._set_config(config, contents)
+        if changes.admin:
+            await self.admin.serve(config.gateway, admin)
         await self._discovery.finish()
         self._briefing.forget(changes.services.removed)
         await self._briefing.followed(lambda: self._workers.all)
@@ -263,6 +279,7 @@ class Supervisor:
         self._materials.follow(config, contents)
         self._health.follow(config, contents)
         self.overrides.follow(config)
+        self.monitor.follow(config)
         self._brief()
 
     def _brief(self) -> None:
@@ -385,7 +402,7 @@ class Supervisor:
         )
 
     def picture(self, lag: float = 0.0) -> Picture:
-        """What is known now; `lag` as in it. Of the alerts nothing."""
+        """What is known now; `lag` as in it."""
         workers = sorted(self._workers.all, key=lambda worker: worker.started)
         return Picture(
             at=time.time(),
@@ -408,6 +425,7 @@ class Supervisor:
             reloads=self._reloads,
             reloaded_at=self._reloaded,
             overrides=self.overrides.told(),
+            alerts=self.alerting.alerts(),
         )
 
     async def connections(
@@ -416,6 +434,13 @@ class Supervisor:
         """As `connections.gathered`."""
         names = [one.name for one in self.config.service]
         return await gathered(self._workers.all, names, service, slowest, count)
+
+    def readiness(self) -> str:
+        """Why clients are not served, or nothing where they are."""
+        if self.state != "ready":
+            return f"the gateway is {self.state}"
+        accepting = any(worker.accepting.is_set() and not worker.leaving for worker in self._workers.all)
+        return "" if accepting else "no worker accepts"
 
     @property
     def _is_degraded(self) -> bool:

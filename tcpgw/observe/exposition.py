@@ -67,4 +67,4 @@ def _family(metric: Declared, values: Iterable[tuple[tuple[str, ...], Any]]) -> 
 
 def _buckets(metric: Declared, figures: Mapping[str, Any]) -> list[tuple[str, float]]:
     counts = [*cumulative(figures["buckets"], metric.bounds), (inf, figures["count"])]
-    return [(floatToGoString(bound), float(count)) for bound, count in counts]
+    return [(floatToGoString(bound), float(count)) for bound, count in counts]  # type: ignore[no-untyped-call]
