@@ -93,7 +93,7 @@ def test_schema_is_json() -> None:
     """`schema` prints one JSON object, for editors to read from a file."""
     code, out, err = tcpgw("schema")
     assert (code, err) == (0, "")
-    assert set(json.loads(out)["properties"]) == {"gateway", "cloud", "service", "listener"}
+    assert set(json.loads(out)["properties"]) == {"gateway", "alerts", "cloud", "service", "listener"}
 
 
 # ---- configurations ----
@@ -157,6 +157,7 @@ def test_check_prints_the_codec(tmp_path: Path) -> None:
 def test_check_takes_every_valid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever kind of service or listener stands there, it can be printed."""
     monkeypatch.setenv("TCPGW_TEST_PASSWORD", "p")
+    monkeypatch.setenv("TCPGW_TEST_WEBHOOK", "https://chat.example.com/hook")
     samples = sorted((DATA / "valid").glob("*.toml"))
     assert len(samples) > 10
     for sample in samples:

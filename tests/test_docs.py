@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tcpgw.access.keys import parse
+from tcpgw.alerts.rules import KINDS, Kind, rules
+from tcpgw.config.alerts import Alerts, InstancesBelow, P99Latency
 from tcpgw.config.load import loads
 from tcpgw.errors import Code
 from tcpgw.relay.reasons import Reason
@@ -14,6 +16,7 @@ from tcpgw.relay.reasons import Reason
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
+_ALL_ON = Alerts(instances_below=InstancesBelow(threshold=2), p99_latency=P99Latency(threshold=1))
 _TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 # What blocks that show a part only stand in.
@@ -56,6 +59,8 @@ def test_there_are_examples() -> None:
 def test_each_configuration_is_valid(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there to be copied is taken as it is, up to the files that it names."""
     monkeypatch.setenv("TCPGW_IAM_PASSWORD", "secret")
+    monkeypatch.setenv("TCPGW_ON_CALL_TOKEN", "secret")
+    monkeypatch.setenv("TCPGW_ON_CALL_URL", "https://chat.example.com/hook?key=secret")
     assert loads(whole(block), Path()).listener
 
 
@@ -77,6 +82,16 @@ def test_lists_are_whole() -> None:
     """Each reason for an end, and each code of an error, is told of."""
     text = "\n".join(page.read_text() for page in PAGES)
     assert [one.value for one in (*Reason, *Code) if f"`{one.value}`" not in text] == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.key)
+def test_the_rules_are_whole(kind: Kind) -> None:
+    """Each stands in the table with its alert's name and its severity."""
+    (row,) = re.findall(rf"^\| `{kind.key}` \|.*", (ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE)
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    (rule,) = [rule for rule in rules(_ALL_ON) if rule.kind is kind]
+    assert rule.terms is not None
+    assert (cells[1], cells[-1]) == (f"`{kind.alert}`", rule.terms.severity)
 
 
 def anchors(page: Path) -> set[str]:
