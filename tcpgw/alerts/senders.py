@@ -96,7 +96,7 @@ class Sender:
             if refusal is None:
                 self.sent += 1
                 if self.error:
-                    log.info("alert_receiver_works", receiver=self._receiver, url=self._where)
+                    log.info("alert_receiver_works", receiver=self._receiver, url=self.where)
                     self.error, self._said = "", 0.0
                 return
             self.error, again, pause = refusal
@@ -128,12 +128,12 @@ class Sender:
         if not self._said or now - self._said >= _SAID:
             self._said = now
             log.warning(
-                event, receiver=self._receiver, url=self._where, error=self.error, tries=tries,
+                event, receiver=self._receiver, url=self.where, error=self.error, tries=tries,
                 dropped=self.dropped, hint=_HINT,
             )  # fmt: skip
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
         """The URL without what may be a secret in it."""
         return str(self._url.origin())
 

@@ -76,10 +76,11 @@ class Receivers:
                 receiver.sender.send(body)
 
     def status(self) -> list[dict[str, Any]]:
-        """What each has been sent, and how well."""
+        """What each has been sent, and how well; of its URL only the host."""
         return [
             {
                 "receiver": name,
+                "url": receiver.sender.where,
                 "sent": receiver.sender.sent,
                 "failed": receiver.sender.failed,
                 "dropped": receiver.sender.dropped,

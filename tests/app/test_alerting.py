@@ -138,7 +138,15 @@ async def test_a_webhook_is_told(background: Background, received: Inbox) -> Non
     assert message["body"]["commonLabels"].keys() == {"alertname", "severity", "instance", "service"}
     await until(lambda: alerted.alerting.receivers()[0]["sent"] == 2)
     assert alerted.alerting.receivers() == [
-        {"receiver": "hook", "sent": 2, "failed": 0, "dropped": 0, "waiting": 0, "error": ""}
+        {
+            "receiver": "hook",
+            "url": received.url,
+            "sent": 2,
+            "failed": 0,
+            "dropped": 0,
+            "waiting": 0,
+            "error": "",
+        }
     ]
 
 
