@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 from tcpgw.app.figures import connections, invocations, requests
-from tcpgw.app.picture import Picture
+from tcpgw.app.picture import Picture, is_asked_again
 from tcpgw.app.routes import Routes
+from tcpgw.config import schema
 from tcpgw.health.verdict import State
 from tcpgw.observe import metrics as m
 from tcpgw.observe.exposition import Exposition
@@ -27,7 +28,7 @@ def expose(
     _requests(made, picture)
     for service in picture.config.service:
         _endpoints(made, picture, service.name)
-        _discovery(made, picture, service.name)
+        _discovery(made, picture, service)
     for name, ratio in imbalances.items():
         made.set(m.IMBALANCE, ratio, name)
     for name, cloud in picture.clouds.items():
@@ -108,7 +109,8 @@ def _endpoints(made: Exposition, picture: Picture, service: str) -> None:
     made.set(m.PANIC, int(health.get("panic", False)), service)
 
 
-def _discovery(made: Exposition, picture: Picture, service: str) -> None:
+def _discovery(made: Exposition, picture: Picture, settings: schema.Service) -> None:
+    service = settings.name
     snapshot, asked = picture.snapshots.get(service), picture.discovery.get(service)
     if snapshot is not None:
         made.set(m.SNAPSHOT_VERSION, snapshot.version, service)
@@ -116,7 +118,7 @@ def _discovery(made: Exposition, picture: Picture, service: str) -> None:
     if asked is not None:
         made.set(m.DISCOVERY_CALLS, asked["calls"], service)
         made.set(m.DISCOVERY_ERRORS, asked["errors"], service)
-        if asked["answered_at"] is not None:
+        if asked["answered_at"] is not None and is_asked_again(settings):
             made.set(m.DISCOVERY_SUCCESS, asked["answered_at"], service)
 
 

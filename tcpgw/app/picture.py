@@ -84,3 +84,8 @@ class Picture:
         weighted = [str(endpoint) for endpoint, weight in snapshot.members if weight] if snapshot else []
         states = self.states(service)
         return sum(states.get(one) not in _OUT for one in weighted), len(weighted)
+
+
+def is_asked_again(service: schema.Service) -> bool:
+    """Whether its discovery is asked again and again; others tell when something changes, if ever."""
+    return service.discovery.type in {"dns", "modelarts"}

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 
-from tcpgw.app.picture import Picture
+from tcpgw.app.picture import Picture, is_asked_again
 from tcpgw.app.view import Recent
 from tcpgw.config import schema
 from tcpgw.observe.histogram import quantile_of
@@ -14,8 +14,6 @@ Readings = dict[str, dict[Labels, float]]
 
 # Seconds for which a worker's death counts.
 _DEATHS = 600.0
-# Sources that are asked again and again; others tell when something changes.
-_ASKED_AGAIN = {"dns", "modelarts"}
 # Requests or connects of the last minute below which a percentile says nothing.
 _ENOUGH = 100
 
@@ -56,14 +54,13 @@ class Reader:
 
     def _service(self, picture: Picture, recent: Recent, service: schema.Service) -> Mapping[str, float]:
         name = service.name
-        usable, endpoints = picture.usable(name)
-        found = {
-            "usable_endpoints": float(usable),
-            "endpoints": float(endpoints),
-            "panic": float(picture.health.get(name, {}).get("panic", False)),
-        }
-        if endpoints:
-            found["usable_share"] = usable / endpoints
+        snapshot = picture.snapshots.get(name)
+        found = {"panic": float(picture.health.get(name, {}).get("panic", False))}
+        if snapshot is not None:  # before the first one it is the start that is waited for
+            usable, endpoints = picture.usable(name)
+            found |= {"usable_endpoints": float(usable), "endpoints": float(endpoints)}
+            if endpoints:
+                found["usable_share"] = usable / endpoints
         lately = recent.lately
         ended, failed = lately.sum(("invocations", name)), lately.sum(("failed", name))
         if ended >= self.min_volume:
@@ -72,8 +69,7 @@ class Reader:
         p99 = quantile_of(buckets, 0.99)
         if p99 is not None and sum(buckets.values()) >= _ENOUGH:
             found["p99_latency"] = p99
-        snapshot = picture.snapshots.get(name)
-        if service.discovery.type in _ASKED_AGAIN and snapshot is not None:
+        if snapshot is not None and is_asked_again(service):
             answered_at = picture.discovery.get(name, {}).get("answered_at")
             # Without an answer since the start it is a stored one that is in force.
             found["discovery_age"] = picture.at - (answered_at or snapshot.taken_at)

@@ -160,7 +160,9 @@ SNAPSHOT_TAKEN = _gauge(
 DISCOVERY_CALLS = _counter("discovery_calls", "Times that a service's endpoints were asked for.", "service")
 DISCOVERY_ERRORS = _counter("discovery_errors", "Of these, those that failed.", "service")
 DISCOVERY_SUCCESS = _gauge(
-    "discovery_last_success_timestamp_seconds", "Unix time of the last answer of use.", "service"
+    "discovery_last_success_timestamp_seconds",
+    "Unix time of the last answer of a source that is asked again and again.",
+    "service",
 )
 BUDGET = _gauge("cloud_budget_calls", "Calls that the cloud allows in a minute.", "cloud")
 BUDGET_LEFT = _gauge("cloud_budget_left_calls", "Calls that may be made now.", "cloud")
