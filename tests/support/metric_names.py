@@ -4,9 +4,7 @@ import re
 
 from tcpgw.observe.metrics import ALL
 
-METRICS = {
-    metric.name: {*metric.labels, *(["le"] if metric.kind == "histogram" else [])} for metric in ALL
-}
+METRICS = {metric.name: {*metric.labels, *(["le"] if metric.kind == "histogram" else [])} for metric in ALL}
 
 
 def named(expression: str) -> set[str]:
