@@ -8,9 +8,12 @@ import asyncio
 from collections.abc import Callable
 
 import orjson
+import structlog
 from aiohttp import web
 
 from tcpgw.admin.source import Json, Source
+
+log = structlog.get_logger()
 
 # Browsers allow six connections to a server and people have few screens; each costs an encoded view a second.
 MOST = 32
@@ -48,8 +51,10 @@ class Events:
         try:
             await self._send(request, response, may_go_on)
         except (TimeoutError, ConnectionError):
-            if request.transport is not None:
-                request.transport.abort()
+            _abort(request)
+        except Exception:  # not for the server, which would begin an answer in the middle of this one
+            log.exception("admin_failed", path=request.path)
+            _abort(request)
         finally:
             self._subscribers -= 1
         return response
@@ -80,6 +85,11 @@ class Events:
         if view is not self._view:
             self._view, self._encoded = view, b"event: view\ndata: %b\n\n" % orjson.dumps(view)
         return self._encoded
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientError, ClientSession
 
 from tcpgw.admin import events, handlers, server
 from tests.support.admin import (
@@ -98,6 +98,18 @@ async def test_a_stream_ends_with_its_session(http: ClientSession, source: Prete
             await next_view(response.content)
             await answer(http, "POST", f"{base}/logout", headers={"Origin": base})
             assert b"data" not in await asyncio.wait_for(response.content.read(), 5)
+
+
+async def test_a_stream_that_cannot_go_on(http: ClientSession, source: Pretended) -> None:
+    """It ends without anything that looks like a view or another answer; the next one is served."""
+    async with served(source) as base:
+        async with http.get(f"{base}/events") as response:
+            await next_view(response.content)
+            source.shown = {"no JSON": object()}
+            with pytest.raises(ClientError):
+                await response.content.read()
+        source.shown = {"at": 1}
+        assert (await answer(http, "GET", f"{base}/view"))[0] == 200
 
 
 # ---- bounds ----

@@ -1,19 +1,34 @@
 """The status page in a real browser, on a real admin server, of a gateway that is pretended."""
 
 import asyncio
+import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.support.admin import TOKEN, Pretended, alert, served, settings, view
+from tcpgw.admin import events
+from tests.support.admin import TOKEN, Pretended, alert, served, settings
 from tests.support.page import SICK, Complaints, calm, charts, chromium, many, pictures, troubled
 
 Need = Callable[[str], str]
 NARROW = {"width": 360, "height": 780}
 WIDE = {"width": 1400, "height": 900}
+
+# Milliseconds that the page did nothing else for, at most, within three seconds.
+_LONGEST_PAUSE = """async () => {
+    const end = performance.now() + 3000;
+    let longest = 0;
+    for (let last = performance.now(); last < end; ) {
+        await new Promise((resolve) => setTimeout(resolve, 10));
+        longest = Math.max(longest, performance.now() - last);
+        last = performance.now();
+    }
+    return longest;
+}"""
 
 
 @pytest.fixture
@@ -46,12 +61,8 @@ async def logged_in(browser: Browser, base: str, **context: object) -> tuple[Pag
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what it looks at says nothing by itself
             await asyncio.sleep(0.02)
-
-
-def row(page: Page, endpoint: str) -> object:
-    return page.locator("tr", has_text=endpoint)
 
 
 # ---- what is seen ----
@@ -90,7 +101,7 @@ async def test_what_goes_on_is_seen_as_it_happens(browser: Browser, source: Pret
     ],
 )
 async def test_it_fits(browser: Browser, tmp_path: Path, name: str, context: dict[str, object]) -> None:
-    """Whatever is wrong and however narrow the screen, nothing runs out of it; dark where that is asked for."""
+    """Whatever is wrong and however narrow the screen, nothing runs out of it; dark where asked for."""
     source = Pretended(troubled())
     source.history = charts(troubled())
     async with served(source, settings(token=TOKEN)) as base:
@@ -120,7 +131,7 @@ async def test_what_gateways_say_is_no_markup(browser: Browser, source: Pretende
 
 
 async def test_a_thousand_endpoints(browser: Browser, source: Pretended) -> None:
-    """The sick ones are shown first, the rest when it is asked for or fits the filter; the page stays quick."""
+    """The sick ones are shown first, the rest when asked for or by the filter; the page stays quick."""
     source.shown = many(1000)
     async with served(source) as base:
         page, complaints = await opened(browser, base)
@@ -132,19 +143,8 @@ async def test_a_thousand_endpoints(browser: Browser, source: Pretended) -> None
         await page.get_by_role("searchbox").fill("")
         await page.get_by_role("button", name="Show all 1,000").click()
         await expect(rows).to_have_count(1000)
-        longest = await page.evaluate(
-            """async () => {
-                let longest = 0, last = performance.now();
-                while (last < performance.now() + 1 && longest < 1e4) {
-                    await new Promise((resolve) => setTimeout(resolve, 10));
-                    const now = performance.now();
-                    longest = Math.max(longest, now - last);
-                    last = now;
-                    if (now - (window.began ??= now) > 3000) return longest;
-                }
-            }"""
-        )
-        assert longest < 1000  # with two views drawn meanwhile, on a machine that does other things too
+        # Two or three views are drawn meanwhile, on a machine that does other things too.
+        assert await page.evaluate(_LONGEST_PAUSE) < 1000
         await page.get_by_role("button", name="Show fewer").click()
         await expect(rows).to_have_count(50)
         assert complaints.all == []
@@ -225,14 +225,9 @@ async def test_other_actions(browser: Browser, source: Pretended) -> None:
         await dialog.get_by_label("For", exact=True).select_option("4 hours")
         await dialog.get_by_label("Why").fill("a scan we know")
         await dialog.get_by_role("button", name="Silence").click()
-        await until(
-            lambda: (
-                source.done[1:] == [("silence", "denials", {"listener": "predict"}, 14400, "a scan we know")]
-            )
-        )
-        source.shown = (
-            calm(alerts=[known | {"silenced_until": source.shown["at"] + 9000}]) if source.shown else None
-        )
+        silence = ("silence", "denials", {"listener": "predict"}, 14400, "a scan we know")
+        await until(lambda: source.done[1:] == [silence])
+        source.shown = calm(alerts=[known | {"silenced_until": time.time() + 9000}])
         await page.get_by_role("button", name="Unsilence many are denied").click()
         await dialog.get_by_role("button", name="Unsilence").click()
         await until(lambda: source.done[2:] == [("unsilence", "denials", {"listener": "predict"})])
@@ -249,7 +244,7 @@ async def test_what_the_gateway_refuses_is_shown(browser: Browser, source: Prete
     """The dialog stays, with the reason."""
     async with served(source, settings(token=TOKEN)) as base:
         page, _ = await logged_in(browser, base)
-        source.error = RuntimeError
+        source.error = RuntimeError()
         await page.get_by_role("button", name="Reload configuration").click()
         await page.get_by_role("dialog").get_by_role("button", name="Reload").click()
         await expect(page.locator("#dialog-error")).to_contain_text("its log has the details")
@@ -292,6 +287,19 @@ async def test_logging_in_and_out(browser: Browser, source: Pretended) -> None:
 # ---- lost and found ----
 
 
+async def test_where_too_many_listen_it_asks(
+    browser: Browser, source: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that gets no stream has its figures all the same."""
+    monkeypatch.setattr(events, "MOST", 0)
+    async with served(source) as base:
+        page, _ = await opened(browser, base)
+        await expect(page.get_by_role("row", name=SICK)).to_be_visible()
+        source.shown = calm(version="0.7.0")
+        await expect(page.locator("#version")).to_have_text("0.7.0")
+        await expect(page.locator("#lost")).to_be_hidden()
+
+
 async def test_a_lost_gateway_comes_back(browser: Browser, source: Pretended) -> None:
     """While it is gone the page says so and how old its figures are; then it goes on by itself."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -300,9 +308,9 @@ async def test_a_lost_gateway_comes_back(browser: Browser, source: Pretended) ->
             await expect(page.get_by_role("row", name=SICK)).to_be_visible()
             await expect(page.locator("#lost")).to_be_hidden()
         await expect(page.locator("#lost")).to_contain_text("Connection lost")
-        await expect(page.locator("#lost-age")).to_have_text("Figures are 2 s old; trying again.")
+        await expect(page.locator("#lost-age")).to_have_text(re.compile(r"Figures are [2-9] s old; trying"))
         await expect(page.get_by_role("row", name=SICK)).to_be_visible()
-        source.shown = view([*calm()["services"]], version="0.7.0")
+        source.shown = calm(version="0.7.0")
         async with served(source, sock=sock.dup()):
             await expect(page.locator("#version")).to_have_text("0.7.0", timeout=15_000)
             await expect(page.locator("#lost")).to_be_hidden()

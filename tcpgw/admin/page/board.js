@@ -18,12 +18,12 @@ function head(view) {
   say(byId("version"), view.version);
   mark(byId("state"), "state", view.state);
   say(byId("state"), view.state);
-  say(byId("about"), `up ${format.duration(view.at - view.since)} · process ${view.pid}`);
+  say(byId("about"), [location.host, `up ${format.duration(view.at - view.since)}`, `process ${view.pid}`].join(" · "));
   say(byId("footer"), `Configuration: ${view.config}`);
   say(byId("connections"), format.count(totals.connections));
   say(byId("rate"), format.rate(totals.rate));
   say(byId("failed"), format.rate(totals.failed_rate));
-  mark(byId("failed"), "bad", totals.failed_rate > 0 ? "yes" : "no");
+  mark(byId("failed"), "bad", format.many(totals.failed_rate, totals.rate) ? "yes" : "no");
   say(byId("in-flight"), format.count(totals.in_flight));
   say(byId("bytes-in"), `${format.bytes(totals.bytes_in_rate)}/s`);
   say(byId("bytes-out"), `${format.bytes(totals.bytes_out_rate)}/s`);

@@ -60,3 +60,8 @@ export function clock(unixSeconds) {
 export function plural(number, one, many = `${one}s`) {
   return `${count(number)} ${number === 1 ? one : many}`;
 }
+
+/** Whether failures are worth a colour: one in two hundred, and so a few a minute at least. */
+export function many(failed, all) {
+  return failed > 0.05 && failed > all / 200;
+}

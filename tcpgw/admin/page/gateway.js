@@ -50,24 +50,27 @@ export async function follow({ begin, view, lost }) {
   for (;;) {
     try {
       if (!(await begin())) return;
-      await stream(view);
-    } catch (error) {
-      if (!(error instanceof Error)) throw error;
+      // Without a stream, because there are too many, it asks: less often, but not in vain.
+      if (await stream(view)) lost();
+      else view(await ask("/view"));
+    } catch {
+      lost();
     }
-    lost();
     // Not all pages at once, when a gateway comes back.
     await new Promise((resolve) => setTimeout(resolve, AGAIN * (0.5 + Math.random())));
   }
 }
 
+/** Return, when a stream has ended, whether it brought anything. */
 function stream(view) {
   return new Promise((resolve) => {
     const source = new EventSource("/events");
     let timer = 0;
+    let brought = false;
     const end = () => {
       clearTimeout(timer);
       source.close();
-      resolve();
+      resolve(brought);
     };
     const heard = () => {
       clearTimeout(timer);
@@ -76,6 +79,7 @@ function stream(view) {
     source.onerror = end;
     source.addEventListener("view", (event) => {
       heard();
+      brought = true;
       view(JSON.parse(event.data));
     });
     heard();

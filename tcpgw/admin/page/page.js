@@ -56,6 +56,7 @@ async function begin() {
   show(byId("log-out"), standing.login && standing.read);
   show(byId("login"), !standing.read);
   show(byId("board"), standing.read);
+  show(byId("state"), standing.read);
   if (!standing.read) {
     show(byId("lost"), false);
     byId("token").focus();

@@ -73,7 +73,7 @@ class Card {
     say(parts["rate-name"], service.latency_of === "request" ? "Requests" : "Connections");
     say(parts.rate, format.rate(service.rate));
     say(parts.failed, format.rate(service.failed_rate));
-    mark(parts.failed, "bad", service.failed_rate > 0 ? "yes" : "no");
+    mark(parts.failed, "bad", format.many(service.failed_rate, service.rate) ? "yes" : "no");
     say(parts.in_flight, format.count(service.in_flight));
     say(parts.bytes_in, `${format.bytes(service.bytes_in_rate)}/s`);
     say(parts.bytes_out, `${format.bytes(service.bytes_out_rate)}/s`);
