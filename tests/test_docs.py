@@ -61,6 +61,7 @@ def test_each_configuration_is_valid(block: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TCPGW_IAM_PASSWORD", "secret")
     monkeypatch.setenv("TCPGW_ON_CALL_TOKEN", "secret")
     monkeypatch.setenv("TCPGW_ON_CALL_URL", "https://chat.example.com/hook?key=secret")
+    monkeypatch.setenv("TCPGW_ADMIN_TOKEN", "0123456789abcdef")
     assert loads(whole(block), Path()).listener
 
 
