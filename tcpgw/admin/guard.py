@@ -36,6 +36,11 @@ READ_ONLY = (
 )
 UNKNOWN = "show the token of gateway.admin: Authorization: Bearer TOKEN, or log in on the page"
 
+ANOTHER_PAGE = (
+    "another page than this server's sent the request: open the status page itself; behind a reverse proxy, "
+    "name it in hosts of gateway.admin"
+)
+
 
 class Need(Enum):
     """What a request is for."""
@@ -100,7 +105,7 @@ class Guard:
             return "token"
         from_here = self._is_from_here(asked)
         if from_here is False:
-            raise Refused(403, "another page sent this request: open the status page itself")
+            raise Refused(403, ANOTHER_PAGE)
         if self._token is None:
             return self._without_token(need)
         session = self._session(asked)
@@ -114,7 +119,7 @@ class Guard:
         """Open a session for who has the token. Raises Refused."""
         self._check_host(asked.host)
         if not self._is_from_here(asked):
-            raise Refused(403, "log in on the status page itself; programs show the token instead")
+            raise Refused(403, f"{ANOTHER_PAGE}; programs show the token instead of logging in")
         if self._token is None:
             raise Refused(403, READ_ONLY if self._only_loopback else "there is no token to log in with")
         self._check_token(token, asked.source)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from math import ceil
 from typing import Any
 
 import orjson
@@ -195,7 +196,7 @@ def json_error(status: int, error: str, *, wait: float = 0.0, allow: str = "") -
     if status == 401:
         response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="tcpgw"'
     if wait > 0:
-        response.headers[hdrs.RETRY_AFTER] = f"{wait + 0.5:.0f}"
+        response.headers[hdrs.RETRY_AFTER] = str(ceil(wait))
     if allow:
         response.headers[hdrs.ALLOW] = allow
     if status in {408, 413}:  # what is left of the body is not worth waiting for

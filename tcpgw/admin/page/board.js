@@ -33,6 +33,8 @@ function head(view) {
 
 // ---- alerts ----
 
+// Beyond, one cause has many names, and the first of them say enough.
+const MOST_ALERTS = 30;
 const ORDER = { firing: 0, pending: 1, resolved: 2 };
 const keyOf = (one) => JSON.stringify([one.alert, ...Object.entries(one.labels).sort()]);
 let told = new Map();
@@ -44,7 +46,9 @@ function alerts(view) {
   say(byId("alerts-count"), firing.length);
   mark(byId("alerts-count"), "bad", firing.length ? "yes" : "no");
   show(byId("no-alerts"), !sorted.length);
-  list(byId("alerts"), sorted, keyOf, "t-alert", (node, one) => alert(node, one, view.at));
+  show(byId("more-alerts"), sorted.length > MOST_ALERTS);
+  say(byId("more-alerts"), `And ${format.plural(sorted.length - MOST_ALERTS, "more", "more")}.`);
+  list(byId("alerts"), sorted.slice(0, MOST_ALERTS), keyOf, "t-alert", (node, one) => alert(node, one, view.at));
   announce(sorted);
   document.title = firing.length ? `(${firing.length}) tcpgw` : "tcpgw";
 }
