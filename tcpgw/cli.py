@@ -38,6 +38,7 @@ from tcpgw.operate.connections import connections
 from tcpgw.operate.drain import drain, undrain, weight
 from tcpgw.operate.monitoring import monitoring
 from tcpgw.operate.status import status
+from tcpgw.operate.top import top
 from tcpgw.process.inherited import InheritedError
 from tcpgw.process.limits import cpus, needed_files
 from tcpgw.relay.session import Someone
@@ -307,6 +308,7 @@ app.command()(upgrade)
 app.command()(drain)
 app.command()(undrain)
 app.command()(weight)
+app.command()(top)
 app.command()(connections)
 app.command()(alerts)
 app.command()(silence)

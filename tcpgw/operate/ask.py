@@ -27,23 +27,41 @@ _PATIENCE = 600.0
 _UNKNOWN = "unknown_method"
 
 
+class AskError(TcpgwError):
+    """Nobody answered, or with an error. `code` is what a command ends with then."""
+
+    blame = "operator"
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def ask(config: Path, method: str, *params: Any) -> Any:
     """Ask the gateway that runs with this file, or exit: 2 where file or question are at fault, else 1."""
+    try:
+        return call(config, method, *params, timeout=_PATIENCE)
+    except AskError as exc:
+        raise terminal.end(exc.code, str(exc)) from None
+
+
+def call(config: Path, method: str, *params: Any, timeout: float) -> Any:
+    """Ask the gateway that runs with this file, whichever process that is now. Raises AskError."""
     if not config.exists():
-        raise terminal.end(2, f"{config}: no such file")
+        raise AskError(2, f"{config}: no such file")
     tried = list(places(config, os.environ))
     for place in (*tried, *others(config)):
         try:
             with SyncClient(f"unix:{place}", connect_timeout=1.0) as client:
-                return client.call(method, *params, timeout=_PATIENCE)
+                return client.call(method, *params, timeout=timeout)
         except ConnectError:
             continue
         except RpcError as exc:
-            raise terminal.end(2 if exc.code == REFUSED else 1, _said(exc)) from None
+            raise AskError(2 if exc.code == REFUSED else 1, _said(exc)) from None
         except TcpgwError as exc:
-            raise terminal.end(1, str(exc)) from None
+            raise AskError(1, str(exc)) from None
     folders = ", ".join(str(place.parent) for place in tried)
-    raise terminal.end(
+    raise AskError(
         1,
         f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
         " root), or was it started with another path to the file? Signals work: SIGHUP reloads",

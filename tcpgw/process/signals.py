@@ -1,6 +1,7 @@
 """Signals, as what they ask for: the first SIGTERM to drain, the second to stop at once, SIGHUP to reload."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,28 @@ def handled(handlers: Mapping[signal.Signals, Callable[[], object]]) -> Iterator
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def written(*numbers: signal.Signals) -> Iterator[int]:
+    """Have signals written to a descriptor, which is yielded, for programs without a loop: a byte each.
+
+    They do nothing else, for as long as the context lasts. Needs the main thread.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    # A full pipe means that enough is to be read.
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield reader
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
 
 
 @contextmanager

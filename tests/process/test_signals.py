@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tcpgw.process.signals import ending, handled, ignored
+from tcpgw.process.signals import ending, handled, ignored, written
 from tests.support.streams import in_time
 
 
@@ -57,3 +57,18 @@ async def test_a_signal_may_mean_nothing() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGUSR2)
         await asyncio.sleep(0.01)
+
+
+def test_signals_are_written_for_programs_without_a_loop() -> None:
+    """Each as a byte, and none does anything else; afterwards they are what they were."""
+    before = signal.getsignal(signal.SIGINT)
+    with written(signal.SIGINT, signal.SIGWINCH) as descriptor:
+        with pytest.raises(BlockingIOError):
+            os.read(descriptor, 1)
+        os.kill(os.getpid(), signal.SIGWINCH)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert sorted(os.read(descriptor, 100)) == sorted([signal.SIGWINCH, signal.SIGINT])
+    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.set_wakeup_fd(-1) == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.read(descriptor, 1)
