@@ -19,11 +19,11 @@ from tcpgw.relay.session import Connection, Session
 
 log = structlog.get_logger()
 
-MOST = 10_000
-"""Connections that can be listed: 3 MB of them."""
+MOST = 1_000
+"""Connections that can be listed: what a worker sorts and packs of them takes its loop 2 ms at once."""
 
 # What is looked at in one turn of the loop: connections about half a millisecond, requests as much.
-_BATCH, _REQUESTS = 256, 2048
+_BATCH, _REQUESTS = 64, 2048
 # Seconds that a worker has to list its own: 10,000 take 0.1 s of a loop that has nothing else to do.
 _PATIENCE = 3.0
 

@@ -66,6 +66,7 @@ class Overrides:
         self._path: Path | None = None
         self._services: Collection[str] = ()
         self._given: dict[str, Snapshot] = {}
+        self._weights: dict[str, dict[Endpoint, int]] = {}  # of those
         self._said: dict[str, dict[Endpoint, Override]] = {}
         self._shifts: dict[str, int] = {}
         # Since when discovery leaves them out. Not kept: a gateway that was down does not know.
@@ -92,7 +93,8 @@ class Overrides:
     def follow(self, config: schema.Config) -> None:
         """Know the services of this configuration, and no others any more, and keep it where this says."""
         self._services = {service.name for service in config.service}
-        self._given = {name: one for name, one in self._given.items() if name in self._services}
+        for name in self._given.keys() - self._services:
+            del self._given[name], self._weights[name]
         for name in self._shifts.keys() - self._services:
             if not self._said.get(name):  # what comes under this name begins anew
                 del self._shifts[name]
@@ -104,6 +106,7 @@ class Overrides:
     async def publish(self, snapshot: Snapshot) -> None:
         """Take what discovery says."""
         self._given[snapshot.service] = snapshot
+        self._weights[snapshot.service] = dict(snapshot.members)
         self._put(self._overlaid(snapshot.service))
         self._watch()
 
@@ -120,7 +123,7 @@ class Overrides:
         """
         told: dict[str, dict[str, dict[str, Any]]] = {}
         for service, endpoint, override in self._all():
-            given = self._weights(service).get(endpoint)
+            given = self._weights.get(service, {}).get(endpoint)
             told.setdefault(service, {})[str(endpoint)] = {"override": override.kind, "given_weight": given}
         return told
 
@@ -188,7 +191,7 @@ class Overrides:
         health = self._states()
         return {
             name: Known(
-                self._weights(name),
+                self._weights.get(name, {}),
                 self._said.get(name, {}),
                 {Endpoint.parse(one): State(state) for one, state in _states_of(health, name)},
             )
@@ -197,7 +200,7 @@ class Overrides:
 
     def _described(self, service: str, endpoint: Endpoint) -> dict[str, Any]:
         override = self._said.get(service, {}).get(endpoint, NOTHING)
-        given = self._weights(service).get(endpoint)
+        given = self._weights.get(service, {}).get(endpoint)
         return {
             "service": service,
             "endpoint": str(endpoint),
@@ -207,9 +210,6 @@ class Overrides:
         }
 
     # ---- what follows ----
-
-    def _weights(self, service: str) -> dict[Endpoint, int]:
-        return dict(self._given[service].members) if service in self._given else {}
 
     def _all(self) -> Iterator[tuple[str, Endpoint, Override]]:
         for service, said in sorted(self._said.items()):
@@ -264,7 +264,7 @@ class Overrides:
         """Whether discovery is known to leave it out: before its first answer nothing is known."""
         if service not in self._services:
             return True
-        return service in self._given and endpoint not in self._weights(service)
+        return service in self._given and endpoint not in self._weights[service]
 
     # ---- the file ----
 

@@ -199,8 +199,9 @@ class Gateway(Table):
     )
     state_dir: FilePath | None = Field(
         default_factory=_state_dir_from_systemd,
-        description="Folder of the last good snapshots, for a start while the cloud's API is down. "
-        "Without it systemd's $STATE_DIRECTORY, and without that none is kept.",
+        description="Folder of the last good snapshots, for a start while the cloud's API is down, and of "
+        "what operators said of endpoints (tcpgw drain). Without it systemd's $STATE_DIRECTORY, and without "
+        "that nothing is kept.",
     )
     drain: Duration = Field(
         default=30.0,

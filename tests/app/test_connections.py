@@ -130,7 +130,7 @@ async def test_ten_thousand_do_not_stall_what_is_relayed() -> None:
     task = asyncio.create_task(other())
     found = await listed([listener(10_000)], [], "b", slowest=False, count=3)
     task.cancel()
-    assert turns >= 10_000 // 256 - 1
+    assert turns >= 10_000 // 64 - 1
     assert found["total"] == 5_000
     assert [one["id"] for one in found["connections"]] == [1, 3, 5]
 
@@ -140,7 +140,7 @@ async def test_what_ends_meanwhile_is_not_listed() -> None:
     many = listener(600)
     asyncio.get_running_loop().call_soon(many.connections.clear)
     found = await listed([many], [], None, slowest=True, count=1000)
-    assert found["total"] == len(found["connections"]) == 255
+    assert found["total"] == len(found["connections"]) == 63
 
 
 # ---- several workers ----
@@ -179,7 +179,7 @@ async def test_all_workers_are_listed_together() -> None:
     assert [one["age"] for one in oldest["connections"]] == [9.0, 5.0]
 
 
-@pytest.mark.parametrize(("service", "count"), [("x", 5), (None, 0), (None, 10_001), (None, "many")])
+@pytest.mark.parametrize(("service", "count"), [("x", 5), (None, 0), (None, 1_001), (None, "many")])
 async def test_a_question_that_makes_no_sense_is_refused(service: str | None, count: Any) -> None:
     """Before any worker is asked."""
     with pytest.raises(RefusedError):

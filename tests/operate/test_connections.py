@@ -54,7 +54,7 @@ def test_programs_get_the_answer_as_it_is(config: Path) -> None:
     assert json.loads(told.out) == {"connections": [ROW, EARLY], "total": 30, "unheard": [2]}
 
 
-@pytest.mark.parametrize("count", ["0", "10001", "x"])
+@pytest.mark.parametrize("count", ["0", "1001", "x"])
 def test_counts_have_bounds(config: Path, count: str) -> None:
     """Nobody is asked for more."""
     assert tcpgw("connections", "-c", config, "--count", count).code == 2
