@@ -52,7 +52,9 @@ class Run:
         self.file = folder / "tcpgw.toml"
         self.file.write_text(text)
         self.log = folder / "log"
-        self.address: Address = ("127.0.0.1", int(text.partition('bind = "127.0.0.1:')[2].partition('"')[0]))
+        listener = text.partition("[[listener]]")[2]
+        port = listener.partition('bind = "127.0.0.1:')[2].partition('"')[0]
+        self.address: Address = ("127.0.0.1", int(port))
 
     @contextlib.contextmanager
     def started(self, code: int = 0) -> Iterator[GatewayProcess]:
