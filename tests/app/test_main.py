@@ -36,7 +36,7 @@ async def test_changes_are_made_one_after_another() -> None:
         await asyncio.sleep(0)
     assert done == []
     made.started.set()
-    assert await both == ["drained", "drained"]
+    assert [*await both] == ["drained", "drained"]
     assert done == [("a", None), "done", ("b", "s"), "done"]
     await made.give_up()
 

@@ -56,6 +56,9 @@ class Played:
     def facts(self) -> dict[str, object]:
         raise NotImplementedError
 
+    def owed(self, now: float) -> tuple[int | None, float | None]:
+        raise NotImplementedError
+
 
 class Bed:
     def __init__(self) -> None:

@@ -52,6 +52,9 @@ class Played:
     def tend(self, now: float) -> None:
         self.tended.append(now)
 
+    def owed(self, now: float) -> tuple[int | None, float | None]:  # noqa: ARG002 - the interface's
+        return None, None
+
     def facts(self) -> dict[str, object]:
         return {"requests": 5, "endpoint": "the last of many"}
 

@@ -24,7 +24,7 @@ def tally(opened: int = 0, active: int = 0, **ended: int) -> dict[str, Any]:
     }
 
 
-def listener(invocations: str = "connections", **services: dict[str, Any]) -> dict[str, Any]:
+def listener(invocations: str = "connections", /, **services: dict[str, Any]) -> dict[str, Any]:
     """What a listener's connections came to."""
     ended: dict[str, int] = {}
     for one in services.values():
