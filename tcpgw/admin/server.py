@@ -1,7 +1,7 @@
 """The admin HTTP server. It shares the supervisor's loop, so everything it does is small, bounded and timed.
 
-A connection has `_IDLE` seconds until a request's head is whole, a body `_BODY`, a reader `_SLOWEST` for what
-he was sent; what does not keep to it is cut off. Beyond `_CONNECTIONS` clients are told so and let go.
+A connection has `_IDLE` seconds until a request's head is whole, and a reader `_SLOWEST` for what he was
+sent; what does not keep to it is cut off. Bodies are timed where they are read.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from aiohttp import web
 
 from tcpgw.admin import assets
 from tcpgw.admin.actions import BadRequestError
+from tcpgw.admin.connections import Connections
 from tcpgw.admin.guard import Guard, Refused
 from tcpgw.admin.handlers import Handler, Handlers, json_error
 from tcpgw.admin.source import Source
@@ -25,7 +26,6 @@ from tcpgw.errors import TcpgwError
 
 log = structlog.get_logger()
 
-_CONNECTIONS = 128
 # Seconds, above the 15 between two questions of Prometheus.
 _IDLE = 20.0
 # Seconds in which a reader must take what it was sent: 10 MB at 3 Mbit/s.
@@ -44,12 +44,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-
-_NO_ROOM = b'{"error": "too many connections: try again in some seconds"}'
-_EXCESS = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(_NO_ROOM), _NO_ROOM)
-)
 
 # aiohttp logs each request that it cannot read, with a traceback: a client's fault, as often as it likes. Our
 # own are logged below.
@@ -76,7 +70,8 @@ class AdminServer:
         """
         over = asyncio.Event()
         handlers = Handlers(self._settings, self._source, self._guard, over)
-        app = web.Application(client_max_size=_LONGEST, middlewares=[_answer])
+        connections = Connections()
+        app = web.Application(client_max_size=_LONGEST, middlewares=[connections.stay, _answer])
         app.on_response_prepare.append(_add_headers)
         app.add_routes(handlers.routes(await asyncio.to_thread(assets.load)))
         runner = web.AppRunner(
@@ -88,8 +83,9 @@ class AdminServer:
             shutdown_timeout=_ENDING,
         )
         await runner.setup()
+        connections.server = cast(web.Server, runner.server)
         try:
-            server = await _listen(sock.dup(), lambda: _connection(cast(web.Server, runner.server)))
+            server = await _listen(sock.dup(), connections)
             try:
                 yield
             finally:
@@ -109,18 +105,6 @@ async def _listen(sock: socket.socket, connection: Callable[[], asyncio.Protocol
     except BaseException:
         sock.close()
         raise
-
-
-def _connection(server: web.Server) -> asyncio.Protocol:
-    return _Excess() if len(server.connections) >= _CONNECTIONS else server()
-
-
-class _Excess(asyncio.Protocol):
-    """A connection too many: told so without having been read."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.Transport, transport).write(_EXCESS)
-        transport.close()
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, ClientSession
 
-from tcpgw.admin import events, handlers, server
+from tcpgw.admin import connections, events, handlers, server
 from tests.support.admin import (
     TOKEN,
     Pretended,
@@ -168,19 +168,34 @@ async def test_nonsense_is_refused(
     assert capfd.readouterr().err == ""
 
 
-async def test_connections_are_bounded(
+async def test_who_only_holds_connections_keeps_nobody_out(
     http: ClientSession, source: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One too many is told so and let go; when one of the others ends there is room again."""
-    monkeypatch.setattr(server, "_CONNECTIONS", 3)
+    """The one that has asked for nothing for longest makes room."""
+    monkeypatch.setattr(connections, "MOST", 3)
     async with served(source) as base:
         held = [await raw(base, "GET ") for _ in range(3)]
         await asyncio.sleep(0.1)
+        assert (await answer(http, "GET", f"{base}/healthz"))[0] == 200
+        assert await gone(*held[0]) == b""
+        for _, writer in held[1:]:
+            assert not writer.is_closing()
+            writer.close()
+
+
+async def test_who_waits_for_an_answer_stays(
+    http: ClientSession, source: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all do, one too many is told so and let go; when one of the others ends there is room again."""
+    monkeypatch.setattr(connections, "MOST", 2)
+    async with served(source) as base:
+        streams = [await http.get(f"{base}/events") for _ in range(2)]
         said = await gone(*await raw(base, "GET /healthz HTTP/1.1\r\n\r\n"))
         assert said.startswith(b"HTTP/1.1 503 ")
         assert json.loads(said.partition(b"\r\n\r\n")[2])["error"].startswith("too many connections")
-        for _, writer in held:
-            writer.close()
+        for stream in streams:
+            await next_view(stream.content)
+            stream.close()
         await asyncio.sleep(0.1)
         assert (await answer(http, "GET", f"{base}/healthz"))[0] == 200
 
