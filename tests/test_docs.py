@@ -11,6 +11,7 @@ from tcpgw.alerts.rules import KINDS, Kind, rules
 from tcpgw.config.alerts import Alerts, InstancesBelow, P99Latency
 from tcpgw.config.load import loads
 from tcpgw.errors import Code
+from tcpgw.observe.metrics import ALL
 from tcpgw.relay.reasons import Reason
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,16 @@ def test_lists_are_whole() -> None:
     """Each reason for an end, and each code of an error, is told of."""
     text = "\n".join(page.read_text() for page in PAGES)
     assert [one.value for one in (*Reason, *Code) if f"`{one.value}`" not in text] == []
+
+
+def test_the_metrics_are_whole() -> None:
+    """Each stands in the table with its labels and its help."""
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    rows = [
+        f"| `{metric.name}` | {' '.join(f'`{label}`' for label in metric.labels)} | {metric.help}"
+        for metric in ALL
+    ]
+    assert [row for row in rows if row not in text] == []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.key)
