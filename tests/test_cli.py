@@ -367,7 +367,7 @@ async def test_no_output_holds_a_secret(tmp_path: Path, capfd: pytest.CaptureFix
         said.append(await asyncio.to_thread(run_until, "ready", tmp_path, text))
         cloud.password = cloud.secret_key = "changed-meanwhile"
         refused = await asyncio.to_thread(tcpgw, "endpoints", "-c", next(iter(files)))
-        assert refused.err.count("401") == 2
+        assert refused.err.count(": 401 ") == 2
         said += refused[1:]
         said.append(await asyncio.to_thread(run_until, "ready", tmp_path, text))
     assert said[-1].count("discovery_failed") >= 2

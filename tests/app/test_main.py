@@ -22,7 +22,11 @@ def operation(done: list[Any]) -> Operation:
         return "drained"
 
     overrides = SimpleNamespace(drain=drain, undrain=drain, weight=drain)
-    supervisor = SimpleNamespace(overrides=overrides, status=nothing, connections=nothing)
+    names = ("view", "charts", "alerts", "silence", "unsilence")
+    figures = SimpleNamespace(**dict.fromkeys(names, nothing))
+    supervisor = SimpleNamespace(
+        overrides=overrides, status=nothing, connections=nothing, monitor=figures, alerting=figures
+    )
     return Operation(cast("Any", supervisor), Notifier())
 
 

@@ -20,18 +20,19 @@ def alert(name: str, state: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-ALERTS = [
-    alert("resolved_one", "resolved"),
-    alert("silenced_one", "firing", severity="critical", silenced_until=time.time() + 60),
-    alert("pending_one", "pending"),
-    alert("warning_one", "firing", hint="look at the log"),
-    alert("critical_one", "firing", severity="critical", labels={}),
-]
+def alerts() -> list[dict[str, Any]]:
+    return [
+        alert("resolved_one", "resolved"),
+        alert("silenced_one", "firing", severity="critical", silenced_until=time.time() + 60),
+        alert("pending_one", "pending"),
+        alert("warning_one", "firing", hint="look at the log"),
+        alert("critical_one", "firing", severity="critical", labels={}),
+    ]
 
 
 def test_what_matters_most_comes_first(config: Path) -> None:
     """With for how long it stands, and what to do."""
-    with answering(config, {"alerts": lambda: ALERTS}):
+    with answering(config, {"alerts": alerts}):
         code, out, err = tcpgw("alerts", "-c", config)
     assert (code, err) == (0, "")
     rows = [
