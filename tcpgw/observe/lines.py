@@ -1,6 +1,6 @@
 """A line of the log: what was given to it as JSON, or as coloured text for people.
 
-Any value gives one readable line, and none of it breaks the log.
+Any value gives one readable line, however long it is and whoever sent it, and none breaks the log.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import orjson
@@ -18,6 +19,15 @@ from structlog.typing import EventDict
 
 Format = Literal["auto", "json", "console"]
 Render = Callable[[Any, str, EventDict], str]  # a structlog processor
+
+# Characters of a text in a line: longer than any name, path or error that we make.
+MAX_TEXT = 2048
+# Characters of a line: journald parts lines at 48 KiB (LineMax=), and a pipe holds 64 KiB.
+MAX_LINE = 32 * 1024
+# Characters of a traceback, the last ones: its end says what was wrong.
+_MAX_TRACE = 8 * MAX_TEXT
+# Characters of a text, and entries of a list or table, at first and where the line is still too long.
+_CUTS = ((MAX_TEXT, 500), (128, 20))
 
 
 def renderer(format_: Format, fd: int) -> Render:
@@ -38,7 +48,10 @@ def of_worker(worker: int, render: Render) -> Render:
 
 
 def _json(_: object, level: str, fields: EventDict) -> str:
-    return _dump(_line(level, fields))
+    line = _line(level, fields)
+    text = _dump(line)
+    # Nothing in it can be longer than the whole: so it costs most lines no look at each value.
+    return text if len(text) <= MAX_TEXT else _dump(_bounded(line))
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # ASCII: a line stays one line
@@ -65,6 +78,42 @@ def _encodable(value: object) -> object:
     return value
 
 
+def _bounded(line: EventDict) -> EventDict:
+    """Cut what is too long, so that the line's JSON has at most MAX_LINE characters."""
+    for most, entries in _CUTS:
+        cut = {key: _cut_at_top(key, value, most, entries) for key, value in line.items()}
+        if len(_dump(cut)) <= MAX_LINE:
+            return cut
+    kept: EventDict = {}
+    room = MAX_LINE - len(_dump({"left_out": len(cut)}))
+    for key, value in cut.items():
+        size = len(_dump({key: value}))
+        if size <= room:
+            kept[key] = value
+            room -= size
+    return {**kept, "left_out": len(cut) - len(kept)}
+
+
+def _cut_at_top(key: str, value: Any, most: int, entries: int) -> Any:
+    if key == "exception" and isinstance(value, str) and len(value) > _MAX_TRACE:
+        return f"({len(value) - _MAX_TRACE} more) ...{value[-_MAX_TRACE:]}"
+    return value if key == "exception" else _cut(value, most, entries)
+
+
+def _cut(value: Any, most: int, entries: int) -> Any:
+    """Of what `plain` made: say how much is left out."""
+    if isinstance(value, str) and len(value) > most:
+        return f"{value[:most]}... ({len(value) - most} more)"
+    if isinstance(value, dict):
+        some = islice(value.items(), entries)
+        table = {_cut(key, most, entries): _cut(inner, most, entries) for key, inner in some}
+        return table | ({"...": f"{len(value) - entries} more"} if len(value) > entries else {})
+    if isinstance(value, list):
+        kept = [_cut(inner, most, entries) for inner in value[:entries]]
+        return kept + ([f"... {len(value) - entries} more"] if len(value) > entries else [])
+    return value
+
+
 def _console(*, colors: bool) -> Render:
     """For people. structlog's default would print the local variables of a traceback, secrets among them."""
     pretty = structlog.dev.ConsoleRenderer(
@@ -75,7 +124,7 @@ def _console(*, colors: bool) -> Render:
     )
 
     def render(_: object, level: str, fields: EventDict) -> str:
-        line = {key: _visible(value) for key, value in _line(level, fields).items()}
+        line = {key: _visible(key, value) for key, value in _bounded(_line(level, fields)).items()}
         try:
             return pretty(None, level, line.copy())
         except Exception:  # noqa: BLE001  # an integer of 5,000 digits
@@ -84,13 +133,15 @@ def _console(*, colors: bool) -> Render:
     return render
 
 
-def _visible(value: object) -> object:
-    """Escape what a terminal would obey: nobody's bytes move the operator's cursor."""
+def _visible(key: str, value: object) -> object:
+    """Escape what a terminal would obey: nobody's bytes move the operator's cursor, or begin a line.
+
+    What is nested is shown by `repr`, which does the same.
+    """
     if not isinstance(value, str) or value.isprintable():
         return value
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value
-    )
+    kept = "\n\t" if key == "exception" else ""
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in value)
 
 
 # Types that every renderer prints as they are. Exact types: an Endpoint is a tuple, but stands as its text.

@@ -6,14 +6,17 @@ import pty
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
 import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tcpgw.endpoints import Endpoint
 from tcpgw.observe import logs
-from tcpgw.observe.lines import Format
+from tcpgw.observe.lines import MAX_LINE, MAX_TEXT, Format, renderer
 from tests.support.pipes import Pipe
 
 log = structlog.get_logger()
@@ -165,3 +168,79 @@ def test_secrets_are_masked(pipe: Pipe) -> None:
     assert "hunter2" not in json.dumps(line)
     assert line["headers"] == {"X-Auth-Token": "***", "Accept": "*/*"}
     assert list(line.values())[8:] == [3, "2026-01-01", "TCPGW_IAM_PASSWORD", "10.0.0.1", "iam"]
+
+
+# ---- what strangers send ----
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=60)  # half surrogate pairs among them
+LONG = st.builds(lambda text, times: text * times, TEXT, st.integers(0, 2000))
+LEAF = st.one_of(TEXT, LONG, st.binary(max_size=60), st.integers(), st.floats(), st.booleans(), st.none())
+VALUE = st.recursive(
+    LEAF, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXT | st.integers(), inner, max_size=5)
+)
+FIELDS = st.dictionaries(st.sampled_from("abcdefgh"), VALUE | st.lists(LONG, max_size=600))
+
+
+@settings(deadline=None)
+@given(event=VALUE, fields=FIELDS)
+def test_a_line_of_anything_is_one_bounded_json_object(event: object, fields: dict[str, object]) -> None:
+    """Whatever stands in it: one line of ASCII, an object that says when and what, within the bound."""
+    line = renderer("json", 2)(None, "info", {"event": event, **fields})
+    assert line.isascii()
+    assert not set(line) & set(map(chr, range(32)))
+    assert len(line) <= MAX_LINE
+    read = json.loads(line)
+    assert list(read)[:3] == ["ts", "level", "event"]
+
+
+@settings(deadline=None)
+@given(event=VALUE, fields=FIELDS)
+def test_a_line_of_anything_moves_no_cursor(event: object, fields: dict[str, object]) -> None:
+    """For people, too, it is one line, and of what is printed only."""
+    with Path(os.devnull).open() as no_terminal:
+        render = renderer("console", no_terminal.fileno())
+    line = render(None, "info", {"event": event, **fields})
+    assert line.isprintable()
+    assert len(line) <= 2 * MAX_LINE
+
+
+def rendered(**fields: object) -> dict[str, Any]:
+    line = renderer("json", 2)(None, "info", {"event": "e", **fields})
+    assert len(line) <= MAX_LINE
+    read: dict[str, Any] = json.loads(line)
+    return read
+
+
+def test_long_texts_are_cut() -> None:
+    """What is left out is said, in whatever it stands; what is just not too long stays whole."""
+    long, cut = "x" * 1_000_000, f"{'x' * MAX_TEXT}... ({1_000_000 - MAX_TEXT} more)"
+    assert rendered(a="x" * MAX_TEXT)["a"] == "x" * MAX_TEXT
+    line = rendered(a=long, b=[long.encode()], c={long: {"d": long}}, d="short")
+    assert line["a"] == line["b"][0] == line["c"][cut]["d"] == cut
+    assert line["d"] == "short"
+
+
+def test_long_lists_are_cut() -> None:
+    """Of lists and tables the first entries are shown."""
+    line = rendered(a=list(range(10_000)), b={str(number): number for number in range(10_000)})
+    assert (line["a"][:3], line["a"][-1]) == ([0, 1, 2], "... 9500 more")
+    assert (len(line["b"]), line["b"]["..."]) == (501, "9500 more")
+
+
+def test_long_lines_are_cut() -> None:
+    """With many long values less is shown of each; with too many, fields are left out, and that is said."""
+    line = rendered(**{f"f{number}": "x" * 2000 for number in range(50)})
+    assert len(line) == 53
+    assert line["f49"] == f"{'x' * 128}... (1872 more)"
+    line = rendered(**{f"f{number}": "x" * 100 for number in range(1000)})
+    assert line["f0"] == "x" * 100
+    assert len(line) - 1 + line["left_out"] == 1003
+
+
+def test_of_a_long_traceback_the_end_is_shown() -> None:
+    """There it says what was wrong."""
+    try:
+        fail(f"{'x' * 100_000}, the end")
+    except ConnectionError:
+        line = rendered(exc_info=True)
+    assert re.fullmatch(r"\(\d+ more\) \.\.\.x{16000,}, the end, 7", line["exception"])

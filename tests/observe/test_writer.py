@@ -123,7 +123,7 @@ with logs.configured("json", "info", worker=worker):
     for number in range(60):
         if number % 20 == 0:
             time.sleep(-time.time() % 0.3)
-        structlog.get_logger().info("numbered", number=number, text="x" * 20_000)
+        structlog.get_logger().info("numbered", number=number, **{f"text{i}": "x" * 2000 for i in range(10)})
 """
 
 
