@@ -246,7 +246,9 @@ def tcpgw(plan: Plan) -> str:
 
 def tcpgw_gateway(plan: Plan) -> str:
     """`max_connections` stays as it comes: 10,000, more than any script opens."""
-    log = "" if plan.log_connections else "\n[gateway.log]\nconnections = false\n"
+    # A line for each, as the others have.
+    lines = "{ per_second = 1_000_000 }" if plan.log_connections else "false"
+    log = f"\n[gateway.log]\nconnections = {lines}\n"
     return f"[gateway]\nworkers = {plan.workers}\n{log}\n"
 
 

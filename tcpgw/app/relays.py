@@ -15,6 +15,7 @@ from tcpgw.app.background import Background
 from tcpgw.app.balancing import make_policy
 from tcpgw.app.channels import Channels, Key
 from tcpgw.app.connections import listed
+from tcpgw.app.lines import Lines
 from tcpgw.app.material import Contents
 from tcpgw.app.opening import Opened, Sockets, close_all, open_all
 from tcpgw.app.overload import Overload
@@ -82,6 +83,7 @@ class Relays:
         self.draining: list[Listener] = []
         self.pools = {service.name: _make_pool(service) for service in config.service}
         self.memory = Memory(config.gateway.rpc_memory)
+        self._lines = Lines(config.gateway.log)
         self._config = config
         self._sockets = sockets
         self._background = background
@@ -138,6 +140,7 @@ class Relays:
         await self._channels.close()
         await self.places.close()
         await self.reports.close()
+        self._lines.close()
         for given in self._sockets.values():
             close_all(given)
 
@@ -322,6 +325,7 @@ class Relays:
         config, changes = new.config, new.changes
         touched = self._touched(new)
         self.memory.resize(config.gateway.rpc_memory)
+        self._lines.change(config.gateway.log)
         self._config, self.pools, self._channels.by_key = config, new.pools, new.rpc
         self.contents, self._tls = new.contents, new.tls
         self._balances = {service.name: service.balance for service in config.service}
@@ -388,7 +392,7 @@ class Relays:
                 opened[settings.name].sockets,
                 plane,
                 guards[settings.name],
-                log_connections=config.gateway.log.connections,
+                lines=self._lines.connections,
                 outlived=opened[settings.name].outlived,
             )
             listener.shedding = self.overload.overloaded
@@ -401,8 +405,7 @@ class Relays:
         listener = self.listeners[settings.name]
         if planes is not None:
             self._planes[listener] = planes.changed(settings, self._planes[listener])
-        log_connections = self._config.gateway.log.connections
-        listener.change(settings, self._planes[listener], guard, log_connections=log_connections)
+        listener.change(settings, self._planes[listener], guard)
 
     def _retire(self, listener: Listener) -> None:
         """Drain a listener in the background, and close it then."""

@@ -2,15 +2,15 @@
 
 Descriptions go to the JSON Schema (`tcpgw schema`), so editors show them beside the key. A `Config` that
 exists is consistent: the checks between tables (checks.py) are part of its validation. The tables
-stand in modules of their own (access, admin, alerts, codec, discovery, health, listener, receivers,
+stand in modules of their own (access, admin, alerts, codec, discovery, health, listener, log, receivers,
 service, tls); their users take all of them from here.
 """
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
+from pydantic import Field, StrictInt, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tcpgw.config import checks
@@ -61,6 +61,7 @@ from tcpgw.config.health import (
     TlsCheck,
 )
 from tcpgw.config.listener import Listener, Method, Route, Rule
+from tcpgw.config.log import ConnectionLog, Log
 from tcpgw.config.receivers import Alertmanager, Webhook
 from tcpgw.config.service import Balance, Connect, Rpc, Service
 from tcpgw.config.table import Table
@@ -87,6 +88,7 @@ __all__ = [
     "Codec",
     "Config",
     "Connect",
+    "ConnectionLog",
     "CrlExpiry",
     "Denials",
     "Discovery",
@@ -139,22 +141,6 @@ LEAST_RPC_MEMORY = 16 << 20  # bytes: for a request and its answer, 8 MiB each
 # Bytes: a worker has 70 MiB resident before its first client, some 15 more where it verifies tokens, and
 # would shed everything with less.
 LEAST_MEMORY = 128 << 20
-
-
-class Log(Table):
-    """What is logged, and how."""
-
-    format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="auto: console on a terminal, else json, which log collectors read."
-    )
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info",
-        description="The least important level that is logged. info has the line per connection.",
-    )
-    connections: StrictBool = Field(
-        default=True,
-        description="One line at the end of each connection. false where thousands come each second.",
-    )
 
 
 def _state_dir_from_systemd() -> Path | None:

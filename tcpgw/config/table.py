@@ -21,9 +21,16 @@ def _form(value: Any) -> str:
     return "word" if isinstance(value, str) else "table"
 
 
+def _switched(value: Any) -> str:
+    return "switch" if isinstance(value, str | int | float) else "table"
+
+
 IsWord = Tag("word")
+IsSwitch = Tag("switch")
 IsTable = Tag("table")
 ByForm = Discriminator(_form)
 """Of a value that is a word or a table: what was written is judged as what it looks like, not as both."""
 
 Off = Annotated[Literal["off"], IsWord]
+BySwitch = Discriminator(_switched)
+"""The same of a value that is true, false or a table."""

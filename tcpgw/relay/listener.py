@@ -28,8 +28,9 @@ from tcpgw.relay.accepting import Acceptor, Peer
 from tcpgw.relay.admission import Admission
 from tcpgw.relay.denials import Denials, DeniedError
 from tcpgw.relay.draining import Cause, Draining
+from tcpgw.relay.lines import ConnectionLines, End, shown
 from tcpgw.relay.reasons import Reason
-from tcpgw.relay.session import Address, Connection, Plane, canonical
+from tcpgw.relay.session import Connection, Plane, canonical
 from tcpgw.relay.sockets import listen
 from tcpgw.relay.tally import Tallies
 from tcpgw.relay.upstream import NoEndpointError
@@ -61,7 +62,7 @@ class Listener:
         plane: Plane,
         guard: Guard = OPEN,
         *,
-        log_connections: bool = True,
+        lines: ConnectionLines,
         outlived: bool = False,
     ) -> None:
         self.name = settings.name
@@ -72,7 +73,7 @@ class Listener:
         self._settings = settings
         self._plane = plane
         self._admission = Admission(settings, guard, plane)
-        self._log_connections = log_connections
+        self._lines = lines
         self.outlived = outlived
         # Bound and kept because they are asked for with every connection.
         self._heard = self._on_end
@@ -126,9 +127,7 @@ class Listener:
         self._sweeper = self._loop.create_task(self._sweep())
         self._acceptor.resume()
 
-    def change(
-        self, settings: Settings, plane: Plane, guard: Guard = OPEN, *, log_connections: bool = True
-    ) -> None:
+    def change(self, settings: Settings, plane: Plane, guard: Guard = OPEN) -> None:
         """Take other settings, another plane and another guard for the connections that come from now on.
 
         Of the same name, bind, mode and codec; `max_connections` and the time-outs looked at here hold for
@@ -136,7 +135,6 @@ class Listener:
         """
         self._settings = settings
         self._plane = plane
-        self._log_connections = log_connections
         before, self._admission.guard = self._admission.guard, guard
         self._admission.settings, self._admission.plane = settings, plane
         if guard is not before:
@@ -268,6 +266,7 @@ class Listener:
             admitted = True
             connection.session = await self._plane.open(connection, early, connection.end)
             connection.tally = self.tallies.open(connection.session.service_name)
+            self._lines.opened(self._log, connection, self._plane.unknown)
         except DeniedError as exc:
             reason, error, turned_away = exc.reason, str(exc), True
         except ProtocolError as exc:
@@ -287,7 +286,7 @@ class Listener:
             turned_away = guard.talks and not admitted
         except Exception:  # noqa: BLE001 - a bug that one connection meets must not end the others
             reason = Reason.INTERNAL
-            self._log.exception("connection_error", id=connection.id)
+            self._log.exception("connection_error", conn=connection.id)
         finally:
             connection.setup = None
             if connection.session is None:
@@ -310,14 +309,17 @@ class Listener:
 
     async def _sweep(self) -> None:
         """Let every session look at its time-outs. One pass for all instead of a timer for each."""
+        now = time.monotonic()
         while True:
             settings = self._settings  # of now: they may change
             shortest = min(
                 settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout,
                 settings.max_age or inf, settings.limits.first_byte_timeout or inf, self._plane.timeout,
+                self._lines.every,
             )  # fmt: skip
             period = shortest / _SWEEPS_PER_TIMEOUT
             await asyncio.sleep(period)
+            before, now = now, time.monotonic()
             for count, connection in enumerate(list(self.connections.values()), 1):
                 if count % _SWEEP_BATCH == 0:
                     await asyncio.sleep(0)
@@ -330,6 +332,7 @@ class Listener:
                     self._loop.call_exception_handler(context)
                 if connection.id in self.connections:
                     self._look_at(connection, time.monotonic() + period)
+                    self._lines.look(self._log, connection, self._plane.unknown, before, now)
 
     def _look_at(self, connection: Connection, horizon: float) -> None:
         """End a connection whose time is over, by what the listener says."""
@@ -382,29 +385,11 @@ class Listener:
             self._stop_cutting()
         self._acceptor.resume()
         if turned_away:
-            self._denials.add(reason, _text(connection.address), error, id=connection.id)
-        elif self._log_connections:
-            line = {
-                "id": connection.id,
-                "client": _text(connection.address),
-                "service": None,
-                "bytes_in": bytes_in,
-                "bytes_out": bytes_out,
-                "duration": round(duration, 6),
-                **self._plane.unknown,
-                **connection.facts,
-                **(session.facts() if session else {}),
-                "reason": reason.value,
-            }
-            if error:
-                line["error"] = error
-            if connection.grant is not None:
-                line["subject"] = connection.grant.subject
-                if connection.grant.key_id:
-                    line["key"] = connection.grant.key_id
-            if connection.peer != connection.address:
-                line["peer"] = _text(connection.peer)
-            self._log.info("connection_closed", **line)
+            self._denials.add(reason, shown(connection.address), error, conn=connection.id)
+        else:
+            moved = {"bytes_in": bytes_in, "bytes_out": bytes_out, "duration": round(duration, 6)}
+            end = End(reason, error, moved)
+            self._lines.closed(self._log, connection, session, self._plane.unknown, end)
 
 
 class _Drain(NamedTuple):
@@ -418,11 +403,3 @@ class _Drain(NamedTuple):
     def add(self, draining: Draining, connection: Connection) -> None:
         at = self.began + random.random() * self.spread
         draining.add(connection, self.cause, at=at, until=self.until)
-
-
-def _text(address: Address | None) -> str:
-    """For the log. A client of a Unix socket has no address."""
-    if address is None:
-        return "unix"
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

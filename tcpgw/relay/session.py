@@ -108,6 +108,9 @@ class Session(Protocol):
         None where it does not know that itself.
         """
 
+    def idle_seconds(self, now: float) -> float:
+        """How long nothing moved and nothing was under way, to the accuracy of the calls to `tend`."""
+
     def facts(self) -> dict[str, object]:
         """Return what the closing line says besides the connection's own facts (`requests=`, …)."""
 

@@ -24,7 +24,7 @@ def plan(count: int, connections: int = 1000) -> Plan:
 def test_tcpgw_accepts_its_configuration(tmp_path: Path, count: int, log: bool) -> None:
     """The gateway is told how many workers to run, which by default would be the machine's choice."""
     config = loads(TCPGW.configure(replace(plan(count), log_connections=log)), tmp_path)
-    assert (config.gateway.workers, config.gateway.log.connections) == (count, log)
+    assert (config.gateway.workers, config.gateway.log.of_connections is not None) == (count, log)
     assert [listener.mode for listener in config.listener] == ["tcp"]
 
 

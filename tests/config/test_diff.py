@@ -339,6 +339,20 @@ def test_what_needs_another_process() -> None:
     assert "gateway.log.connections: true -> false" in changes.lines
 
 
+def test_how_much_is_logged_needs_none() -> None:
+    """Each key of how much is told by its own path, and touches no listener and no service."""
+    old = "[gateway.log]\nconnections = { sample = 0.5 }\n" + BASE
+    new = '[gateway.log]\nconnections = { sample = 0.1, every = "10m" }\n' + BASE
+    assert of(old, new) == Changes(
+        lines=(
+            "gateway.log.connections.every: off -> 600",
+            "gateway.log.connections.sample: 0.5 -> 0.1",
+        )
+    )
+    shown = "{ opened = false, every = off, sample = 0.5, per_second =  … -> true"
+    assert of(old, BASE).lines == (f"gateway.log.connections: {shown}",)
+
+
 def test_the_gateway_s_own_settings() -> None:
     """Memory and drain are told with their key paths, and concern no table by name."""
     changes = of(BASE, '[gateway]\nrpc_memory = "512MiB"\ndrain = "5s"\n' + BASE)

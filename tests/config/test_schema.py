@@ -6,7 +6,7 @@ import pytest
 
 from tcpgw.config import schema
 from tcpgw.config.load import json_schema, load
-from tcpgw.config.schema import Admin, Config, Gateway
+from tcpgw.config.schema import Admin, Config, ConnectionLog, Gateway, Log
 
 VALID = Path(__file__).parent.parent / "data" / "valid"
 
@@ -41,6 +41,14 @@ def test_defaults_of_the_process() -> None:
     assert isinstance(gateway.admin, Admin)
     assert (str(gateway.admin.bind), gateway.admin.token, gateway.admin.hosts) == ("127.0.0.1:9080", None, ())
     assert (gateway.log.format, gateway.log.level, gateway.log.connections) == ("auto", "info", True)
+
+
+def test_lines_of_connections_are_a_switch_or_a_table() -> None:
+    """`true` is the table of defaults, `false` is none at all."""
+    table = ConnectionLog(opened=False, every="off", sample=1.0, per_second=1000)
+    assert Log(connections=True).of_connections == table
+    assert Log(connections=False).of_connections is None
+    assert Log(connections=ConnectionLog(sample=0.5)).of_connections == ConnectionLog(sample=0.5)
 
 
 def test_every_table_can_be_had_from_one_place() -> None:

@@ -21,7 +21,7 @@ from tcpgw.relay.accepting import Acceptor, Peer
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.sockets import bind_socket
 from tcpgw.relay.stream_plane import StreamPlane
-from tests.support.streams import Line, dial, in_time, listening, until
+from tests.support.streams import Line, dial, in_time, listening, new_lines, until
 
 
 class Short:
@@ -190,7 +190,7 @@ async def test_a_listener_of_several_sockets() -> None:
         raise ConnectionResetError
 
     with capture_logs():
-        listener = Listener(_settings(), sockets, StreamPlane(_settings(), choose))
+        listener = Listener(_settings(), sockets, StreamPlane(_settings(), choose), lines=new_lines())
         assert listener.address == f"127.0.0.1:{port}"
         listener.start()
         peers = [dial(("127.0.0.1", port)) for _ in range(30)]
@@ -215,7 +215,7 @@ async def test_whether_others_go_on_is_known_at_the_end(made_outlived: bool, sto
         with capture_logs():
             sock = bind_socket(Bind("127.0.0.1", 0), 60.0)
             plane = StreamPlane(_settings(), choose)
-            listener = Listener(_settings(), (sock,), plane, outlived=made_outlived)
+            listener = Listener(_settings(), (sock,), plane, lines=new_lines(), outlived=made_outlived)
             listener.start()
             waiting = dial(sock.getsockname())
             getattr(listener, stop)(outlived=outlived)

@@ -19,7 +19,7 @@ from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Connection
 from tcpgw.relay.sockets import bind_socket
 from tests.relay.test_listener_plane import Plane
-from tests.support.streams import Line, Peer, dial, in_time, until
+from tests.support.streams import Line, Peer, dial, in_time, new_lines, until
 from tests.support.tokens import AUDIENCE, claims, signed
 
 KEY, OTHER = new_key("alice"), new_key("bob")
@@ -75,7 +75,9 @@ async def door(guard: Guard) -> AsyncIterator[Door]:
     settings = loads(text, Path()).listener[0]
     plane = Plane()
     with capture_logs() as logs:
-        listener = Listener(settings, (bind_socket(settings.bind, settings.keepalive),), plane, guard)
+        listener = Listener(
+            settings, (bind_socket(settings.bind, settings.keepalive),), plane, guard, lines=new_lines()
+        )
         made = Door(listener, settings, plane, logs)
         listener.start()
         try:

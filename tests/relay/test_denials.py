@@ -13,10 +13,10 @@ def test_a_flood_is_some_lines() -> None:
     denials = Denials(lambda: now, lambda event, **fields: lines.append({"event": event, **fields}))
     for _ in range(1000):
         denials.add(Reason.DENIED_CIDR, "10.0.0.1:1", "no")
-    denials.add(Reason.DENIED_CREDENTIALS, "10.0.0.1:1", "", id=3)
+    denials.add(Reason.DENIED_CREDENTIALS, "10.0.0.1:1", "", conn=3)
     assert lines == [
         {"event": "denied", "client": "10.0.0.1:1", "reason": "denied_cidr", "error": "no"},
-        {"event": "denied", "client": "10.0.0.1:1", "reason": "denied_credentials", "id": 3},
+        {"event": "denied", "client": "10.0.0.1:1", "reason": "denied_credentials", "conn": 3},
     ]
     now += 10.0
     denials.add(Reason.DENIED_CIDR, "10.0.0.2:1", "no")

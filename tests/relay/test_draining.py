@@ -53,6 +53,9 @@ class Played:
     def tend(self, now: float) -> None:
         raise NotImplementedError
 
+    def idle_seconds(self, now: float) -> float:
+        raise NotImplementedError
+
     def facts(self) -> dict[str, object]:
         raise NotImplementedError
 

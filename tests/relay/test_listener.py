@@ -13,6 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tcpgw.config.load import loads
+from tcpgw.config.log import ConnectionLog
+from tcpgw.relay.lines import ConnectionLines
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.sockets import bind_socket
@@ -304,8 +306,8 @@ async def test_times_are_measured_from_the_accept() -> None:
     assert line["connect_time"] < 0.19
 
 
-@pytest.mark.parametrize("log_connections", [True, False])
-async def test_a_bug_costs_one_connection(log_connections: bool) -> None:
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_bug_costs_one_connection(told: bool) -> None:
     """An unexpected exception is logged with its traceback and ends its client alone, as `internal`.
 
     Without `log.connections` the closing lines are left out; the bug and the counters are not.
@@ -317,14 +319,15 @@ async def test_a_bug_costs_one_connection(log_connections: bool) -> None:
     settings = loads(_SMALLEST, Path()).listener[0]
     with capture_logs() as logs:
         sock = bind_socket(settings.bind, settings.keepalive)
-        listener = Listener(settings, (sock,), StreamPlane(settings, choose), log_connections=log_connections)
+        lines = ConnectionLines(ConnectionLog() if told else None)
+        listener = Listener(settings, (sock,), StreamPlane(settings, choose), lines=lines)
         listener.start()
         for _ in range(2):
             client = dial(sock.getsockname())
             assert await client.read_to_end() == b""
             client.close()
         await in_time(listener.close())
-    expected = ["connection_error", "connection_closed"] if log_connections else ["connection_error"]
+    expected = ["connection_error", "connection_closed"] if told else ["connection_error"]
     assert [line["event"] for line in logs] == 2 * expected
     assert all(line["exc_info"] for line in logs if line["event"] == "connection_error")
     assert all(line["reason"] == "internal" for line in logs if line["event"] == "connection_closed")

@@ -18,7 +18,7 @@ from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Client, Connection, OnEnd
 from tcpgw.relay.sockets import bind_socket
 from tcpgw.wire.greeting import Line as Preamble
-from tests.support.streams import Line, Peer, dial, in_time, until
+from tests.support.streams import Line, Peer, dial, in_time, new_lines, until
 
 
 class Played:
@@ -54,6 +54,9 @@ class Played:
 
     def owed(self, now: float) -> tuple[int | None, float | None]:  # noqa: ARG002 - the interface's
         return None, None
+
+    def idle_seconds(self, now: float) -> float:
+        return now - self.connection.opened
 
     def facts(self) -> dict[str, object]:
         return {"requests": 5, "endpoint": "the last of many"}
@@ -103,7 +106,7 @@ async def listening(plane: Plane, settings: str = "") -> AsyncIterator[tuple[Lis
     made = loads(text, Path()).listener[0]
     with capture_logs() as logs:
         sock = bind_socket(made.bind, made.keepalive)
-        listener = Listener(made, (sock,), plane)
+        listener = Listener(made, (sock,), plane, lines=new_lines())
         listener.start()
         client = dial(sock.getsockname())
         await until(lambda: listener.accepted)

@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 
 from tcpgw.app.gateway import Gateway
 from tcpgw.config.load import loads
+from tcpgw.config.log import ConnectionLog
 from tcpgw.pool import Pool
+from tcpgw.relay.lines import ConnectionLines
 from tcpgw.relay.listener import Listener
 from tcpgw.relay.session import Connection
 from tcpgw.relay.stream import Relay
@@ -31,10 +33,15 @@ T = TypeVar("T")
 
 # What README promises of a closing line; the second set stands only where there is something to say.
 _FIELDS = {
-    "event", "log_level", "id", "client", "listener", "service", "endpoint", "bytes_in", "bytes_out",
+    "event", "log_level", "conn", "client", "listener", "service", "endpoint", "bytes_in", "bytes_out",
     "duration", "connect_time", "tries", "reason",
 }  # fmt: skip
 _OPTIONAL_FIELDS = {"error", "peer", "requests", "answers"}
+
+
+def new_lines(**settings: Any) -> ConnectionLines:
+    """What a listener logs, with these settings."""
+    return ConnectionLines(ConnectionLog(**settings))
 
 
 async def in_time(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
@@ -162,6 +169,11 @@ class Bed:
         """The closing lines so far."""
         return [line for line in self.logs if line["event"] == "connection_closed"]
 
+    @property
+    def about(self) -> list[Line]:
+        """All lines about connections so far."""
+        return [line for line in self.logs if line["event"].startswith("connection_")]
+
     def endpoint(self, number: int = 0) -> str:
         return "{}:{}".format(*self.instances[number].getsockname())
 
@@ -228,8 +240,9 @@ async def bed(
     weight: int = 1,
     health: str = UNJUDGED,
     bind: str = "127.0.0.1:0",
+    gateway: str = "",
 ) -> AsyncIterator[Bed]:
-    """Run a gateway with one listener and one service. `listener` and `service` are further lines of TOML.
+    """Run a gateway with one listener and one service. `listener`, `service` and `gateway` are lines of TOML.
 
     The endpoints are `endpoints` and those of as many `instances`. At the end everything is ended and these
     must hold: as many closing lines as connections, complete; no load, no task and no socket left; nothing
@@ -244,6 +257,8 @@ async def bed(
         addresses = [*endpoints, *("{}:{}".format(*sock.getsockname()) for sock in sockets)]
         members = ", ".join(f'{{ address = "{address}", weight = {weight} }}' for address in addresses)
         text = f"""
+            [gateway]
+            {gateway}
             [[service]]
             name = "s"
             discovery = {{ type = "static", endpoints = [{members}] }}
@@ -256,13 +271,13 @@ async def bed(
             bind = "{bind}"
             {listener}
         """
-        gateway = Gateway(loads(text, Path()))
-        running = Bed(gateway, sockets, logs)
-        await in_time(gateway.__aenter__())
+        made = Gateway(loads(text, Path()))
+        running = Bed(made, sockets, logs)
+        await in_time(made.__aenter__())
         try:
             yield running
         finally:
-            await in_time(gateway.__aexit__(None, None, None))
+            await in_time(made.__aexit__(None, None, None))
             running.close_peers()
     _check_accounts(running)
     await asyncio.sleep(0)
@@ -279,7 +294,7 @@ def _check_accounts(running: Bed) -> None:
     assert listener.accepted == len(running.lines) == listener.ended.total()
     for line in running.lines:
         assert _FIELDS <= line.keys() <= _FIELDS | _OPTIONAL_FIELDS, line
-    assert sorted(line["id"] for line in running.lines) == list(range(1, listener.accepted + 1))
+    assert sorted(line["conn"] for line in running.lines) == list(range(1, listener.accepted + 1))
     for name in ("bytes_in", "bytes_out"):
         assert listener.status()[name] == sum(line[name] for line in running.lines)
     loads_ = running.pool.loads

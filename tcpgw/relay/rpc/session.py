@@ -518,6 +518,9 @@ class RpcSession(asyncio.Protocol):
         elif self._slow_since is not None:
             self._tend_slow(now)
 
+    def idle_seconds(self, now: float) -> float:
+        return now - self._quiet_since
+
     @property
     def _unread(self) -> int:
         """Bytes of answers that wait here for it to read."""

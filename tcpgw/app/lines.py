@@ -1,0 +1,19 @@
+"""What one process logs of its clients: one account for all its listeners."""
+
+from tcpgw.config.log import Log
+from tcpgw.relay.lines import ConnectionLines
+
+
+class Lines:
+    """Used in one running event loop."""
+
+    def __init__(self, settings: Log) -> None:
+        self.connections = ConnectionLines(settings.of_connections)
+
+    def change(self, settings: Log) -> None:
+        """Go by other settings from now on."""
+        self.connections.change(settings.of_connections)
+
+    def close(self) -> None:
+        """Tell what was not told yet. Idempotent."""
+        self.connections.close()
