@@ -12,6 +12,7 @@ from tcpgw.pool import Pool
 from tcpgw.relay.dial import InstanceTls
 from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.rpc.memory import Memory
+from tcpgw.relay.rpc.request_lines import RequestLines
 from tcpgw.relay.rpc.service import Protocol, RpcService, Terms
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 
@@ -30,10 +31,17 @@ class Channels:
     Used in one running event loop.
     """
 
-    def __init__(self, memory: Memory, background: Background, outcomes: Callable[[Pool], Outcomes]) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        background: Background,
+        outcomes: Callable[[Pool], Outcomes],
+        lines: RequestLines,
+    ) -> None:
         self.by_key: dict[Key, RpcService] = {}
         self._memory = memory
         self._outcomes = outcomes
+        self._lines = lines
         self._background = background
         self._running: dict[RpcService, asyncio.Task[None]] = {}
         self._leaving: dict[RpcService, asyncio.Task[None]] = {}
@@ -70,7 +78,7 @@ class Channels:
         codec = key[1]
         instance = MsgpackRpc(framed=False) if codec == "msgpack-rpc-stream" else client_codec(codec)
         protocol = Protocol(client_codec(codec), instance, codec != "msgpack-rpc-stream", longest)
-        return RpcService(pool, protocol, terms, self._memory, self._outcomes(pool))
+        return RpcService(pool, protocol, terms, self._memory, self._outcomes(pool), self._lines)
 
     async def run(self, services: Iterable[RpcService]) -> None:
         """Run those that do not yet, and wait until they are connected, as far as instances let them.

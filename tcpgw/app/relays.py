@@ -97,7 +97,7 @@ class Relays:
         self.contents = contents
         self._tls: Mapping[str, InstanceTls] = {}
         self._weighed: dict[str, tuple[Mapping[Endpoint, Share], Collection[Endpoint]]] = {}
-        self._channels = Channels(self.memory, background, self.reports.outcomes)
+        self._channels = Channels(self.memory, background, self.reports.outcomes, self._lines.requests)
         self.outlived = outlived
         self._planes: dict[Listener, Plane] = {}
         self._past: dict[str, Figures] = {}  # of listeners that are closed, by name

@@ -45,6 +45,30 @@ class ConnectionLog(Table):
         return every
 
 
+class RequestLog(Table):
+    """Lines about requests of rpc listeners whose codec tells them apart."""
+
+    sample: StrictFloat = Field(
+        default=0.0, ge=0, le=1, description="Share of answered requests that have a line."
+    )
+    slow: Threshold = Field(
+        default="off",
+        description="Seconds to its answer from which on each request has a line; or off: only its operator "
+        "knows what is slow.",
+    )
+    errors: StrictBool = Field(
+        default=True,
+        description="A line for each that was answered with an error, by its instance or by the gateway.",
+    )
+    per_second: StrictInt = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="Lines a second, of each worker, and as many at once. What is beyond is counted: when an "
+        "instance dies thousands may fail at once, all for the same reason.",
+    )
+
+
 class Log(Table):
     """What is logged, and how."""
 
@@ -61,6 +85,7 @@ class Log(Table):
             description="true: one line at the end of each connection. A table says more. false: none.",
         )
     )
+    requests: RequestLog = RequestLog()
 
     @property
     def of_connections(self) -> ConnectionLog | None:

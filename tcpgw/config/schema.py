@@ -61,7 +61,7 @@ from tcpgw.config.health import (
     TlsCheck,
 )
 from tcpgw.config.listener import Listener, Method, Route, Rule
-from tcpgw.config.log import ConnectionLog, Log
+from tcpgw.config.log import ConnectionLog, Log, RequestLog
 from tcpgw.config.receivers import Alertmanager, Webhook
 from tcpgw.config.service import Balance, Connect, Rpc, Service
 from tcpgw.config.table import Table
@@ -118,6 +118,7 @@ __all__ = [
     "PasswordAuth",
     "Permissions",
     "Quota",
+    "RequestLog",
     "Route",
     "Rpc",
     "RpcCheck",

@@ -342,11 +342,12 @@ def test_what_needs_another_process() -> None:
 def test_how_much_is_logged_needs_none() -> None:
     """Each key of how much is told by its own path, and touches no listener and no service."""
     old = "[gateway.log]\nconnections = { sample = 0.5 }\n" + BASE
-    new = '[gateway.log]\nconnections = { sample = 0.1, every = "10m" }\n' + BASE
+    new = '[gateway.log]\nconnections = { sample = 0.1, every = "10m" }\nrequests = { slow = "1s" }\n' + BASE
     assert of(old, new) == Changes(
         lines=(
             "gateway.log.connections.every: off -> 600",
             "gateway.log.connections.sample: 0.5 -> 0.1",
+            "gateway.log.requests.slow: off -> 1",
         )
     )
     shown = "{ opened = false, every = off, sample = 0.5, per_second =  … -> true"

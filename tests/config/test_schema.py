@@ -41,6 +41,8 @@ def test_defaults_of_the_process() -> None:
     assert isinstance(gateway.admin, Admin)
     assert (str(gateway.admin.bind), gateway.admin.token, gateway.admin.hosts) == ("127.0.0.1:9080", None, ())
     assert (gateway.log.format, gateway.log.level, gateway.log.connections) == ("auto", "info", True)
+    requests = gateway.log.requests
+    assert (requests.sample, requests.slow, requests.errors, requests.per_second) == (0, "off", True, 100)
 
 
 def test_lines_of_connections_are_a_switch_or_a_table() -> None:

@@ -226,7 +226,7 @@ async def test_a_reload_changes_what_is_logged() -> None:
         await b.relay()
         text = f"""
             [gateway]
-            log = {{ connections = {{ opened = true, every = "1s" }} }}
+            log = {{ connections = {{ opened = true, every = "1s" }}, requests = {{ slow = "2s" }} }}
             [[service]]
             name = "s"
             discovery = {{ type = "static", endpoints = ["{b.endpoint()}"] }}
@@ -236,7 +236,8 @@ async def test_a_reload_changes_what_is_logged() -> None:
             bind = "127.0.0.1:0"
         """
         await b.gateway.reload(loads(text, Path()))
-        assert b.gateway.relays._lines.connections.every == 1
+        lines = b.gateway.relays._lines
+        assert (lines.connections.every, lines.requests.least) == (1, 2)
         before = time.monotonic()
         other, there = await b.pair()
         await until(lambda: [line for line in b.about if line["event"] == "connection_opened"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from tcpgw.errors import ProtocolError
 from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.rpc.call import Batch
+from tcpgw.relay.rpc.request_lines import Asked
 from tcpgw.relay.rpc.routing import Rule
 from tcpgw.relay.sockets import set_options
 from tcpgw.wire.codec import PARTS, Run
@@ -156,6 +157,7 @@ class Channel(asyncio.Protocol):
                 alike += count
                 if failed := failures(parts):  # before the delivery, which spends them
                     service.figures[batch.rule].errors += failed
+                    service.lines.note_errors(parts, failed)
                 client.deliver(parts, count)
             else:
                 service.answered(batch.call, self, parts, now, failures(parts))
@@ -166,6 +168,8 @@ class Channel(asyncio.Protocol):
         if answered:
             service.answers += answered
             self.lane.answered(answered, now - oldest, errors)
+            if now - oldest >= service.lines.least:
+                service.lines.answered_runs(runs, now, service.name, self.lane.endpoint)
         if mux.large:
             self._answer_large(now)
         if mux.failed:
@@ -200,6 +204,8 @@ class Channel(asyncio.Protocol):
                 figures = service.figures[batch.rule]
                 figures.latency.add(now - batch.came)
                 figures.errors += failed
+                asked = Asked(client, batch.rule, service.name, self.lane.endpoint)
+                service.lines.answered(asked, now - batch.came, error=failed > 0)
                 client.deliver(parts, 1)
             self._memory.grant()
             service.answers += 1

@@ -21,6 +21,7 @@ from tcpgw.relay.outcomes import Kind
 from tcpgw.relay.rpc.call import Batch, Call
 from tcpgw.relay.rpc.figures import ServiceFigures
 from tcpgw.relay.rpc.hedging import Hedging
+from tcpgw.relay.rpc.request_lines import Asked, RequestLines
 from tcpgw.relay.rpc.shedding import take_oldest
 from tcpgw.relay.rpc.target import Target
 from tcpgw.wire.codec import Codec, Entry, Piece
@@ -89,8 +90,10 @@ class RpcService:
         terms: Terms,
         memory: Memory,
         outcomes: Outcomes,
+        lines: RequestLines,
     ) -> None:
         self.pool = pool
+        self.lines = lines
         self.outcomes = outcomes
         self.name = pool.service
         self.protocol = protocol
@@ -421,6 +424,9 @@ class RpcService:
         figures = self.figures[call.rule]
         figures.latency.add(seconds)
         figures.errors += errors
+        if errors or seconds >= self.lines.least:
+            asked = Asked(call.client, call.rule, self.name, channel.lane.endpoint, call.message.method)
+            self.lines.answered(asked, seconds, error=errors > 0)
         if self._hedging and (hedging := self._hedging.get(call.rule)) is not None:
             hedging.observe(seconds)
         call.client.deliver(parts, 1)
@@ -430,8 +436,7 @@ class RpcService:
         endpoint = channel.lane.endpoint
         call: Call | None = lost.batch.call
         if call is None:
-            self._count_failed(lost.batch.rule, lost.code)
-            lost.owner.fail(lost.token, lost.code, lost.why, endpoint)
+            self._fail_ordinary((lost.owner, lost.token, lost.batch), lost.code, lost.why, endpoint)
         elif not call.done:
             call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
             self.fail(call, lost.code, lost.why, endpoint)
@@ -439,16 +444,24 @@ class RpcService:
     def fail(self, call: Call, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
         """Answer in an instance's stead."""
         self._finish(call)
-        self._count_failed(call.rule, code)
+        asked = Asked(call.client, call.rule, self.name, endpoint, call.message.method)
+        self._count_failed(asked, call.started, code, text)
         if call.is_request:
             call.client.fail(call.message.token, code, text, endpoint)
         else:
             call.client.lost_notifications += 1
             call.client.settle()
 
-    def _count_failed(self, rule: Rule, code: Code) -> None:
-        self.figures[rule].failed[code] += 1
+    def _fail_ordinary(self, entry: Entry, code: Code, text: str, endpoint: Endpoint) -> None:
+        """As `fail`, of a request without a Call."""
+        client, token, batch = entry
+        self._count_failed(Asked(client, batch.rule, self.name, endpoint), batch.came, code, text)
+        client.fail(token, code, text, endpoint)
+
+    def _count_failed(self, asked: Asked, began: float, code: Code, text: str) -> None:
+        self.figures[asked.rule].failed[code] += 1
         self.failed += 1
+        self.lines.failed(asked, began, code, text)
 
     def forget(self, call: Call) -> None:
         """Its client is gone: what waits does not go out. What is under way is only not awaited."""
@@ -493,11 +506,9 @@ class RpcService:
             self._retry(call, text, target.endpoint, sent=False)
 
     def _lost_sent(self, entry: Entry, endpoint: Endpoint, channel: Channel, text: str) -> None:
-        client, token, batch = entry
-        call: Call | None = batch.call
+        call: Call | None = entry[2].call
         if call is None:
-            self._count_failed(batch.rule, Code.UPSTREAM_LOST)
-            client.fail(token, Code.UPSTREAM_LOST, text, endpoint)
+            self._fail_ordinary(entry, Code.UPSTREAM_LOST, text, endpoint)
         elif call.done:
             return
         else:
@@ -603,12 +614,11 @@ class RpcService:
         if waited_for:
             target.blame(Kind.TIMEOUT, len(waited_for))
         target.end(len(over), max(batch.rule.timeout for _, _, batch in over))
-        for client, token, batch in over:
-            text = f"no answer from {target.endpoint} in time"
-            call: Call | None = batch.call
+        text = f"no answer from {target.endpoint} in time"
+        for entry in over:
+            call: Call | None = entry[2].call
             if call is None:
-                self._count_failed(batch.rule, Code.DEADLINE_EXCEEDED)
-                client.fail(token, Code.DEADLINE_EXCEEDED, text, target.endpoint)
+                self._fail_ordinary(entry, Code.DEADLINE_EXCEEDED, text, target.endpoint)
             elif not call.done:
                 call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
                 self.fail(call, Code.DEADLINE_EXCEEDED, text, target.endpoint)
