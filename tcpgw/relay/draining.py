@@ -8,9 +8,11 @@ at once where a gateway with as many connections stops.
 import asyncio
 import heapq
 import itertools
+import random
 from enum import StrEnum
 from time import monotonic
 from types import MappingProxyType
+from typing import NamedTuple
 
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Connection
@@ -206,3 +208,17 @@ class Draining:
     def _report(self, entry: _Entry, exc: Exception) -> None:
         message = f"connection {entry.connection.id} was not drained"
         self._loop.call_exception_handler({"message": message, "exception": exc})
+
+
+class Retreat(NamedTuple):
+    """The end of a whole listener: each connection is asked to at a moment of its own within `spread`."""
+
+    cause: Cause
+    began: float
+    spread: float
+    until: float
+
+    def add(self, draining: Draining, connection: Connection) -> None:
+        """Let that connection end with the others."""
+        at = self.began + random.random() * self.spread
+        draining.add(connection, self.cause, at=at, until=self.until)

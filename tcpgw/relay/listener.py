@@ -10,13 +10,12 @@ more than everything else here.
 import asyncio
 import contextlib
 import itertools
-import random
 import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
@@ -27,7 +26,7 @@ from tcpgw.errors import ConnectError, OverloadError, ProtocolError
 from tcpgw.relay.accepting import Acceptor, Peer
 from tcpgw.relay.admission import Admission
 from tcpgw.relay.denials import Denials, DeniedError
-from tcpgw.relay.draining import Cause, Draining
+from tcpgw.relay.draining import Cause, Draining, Retreat
 from tcpgw.relay.lines import ConnectionLines, End, shown
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Connection, Plane, canonical
@@ -83,7 +82,7 @@ class Listener:
         self._denials = Denials(time.monotonic, self._log.warning)
         self._ids = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
-        self._drain: _Drain | None = None
+        self._drain: Retreat | None = None
         self._cutting: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -187,7 +186,7 @@ class Listener:
         self.stop_accepting(outlived=outlived)
         now = time.monotonic()
         until = inf if hard is None else now + hard
-        self._drain = _Drain(cause, now, spread, min(until, self._drain.until if self._drain else inf))
+        self._drain = Retreat(cause, now, spread, min(until, self._drain.until if self._drain else inf))
         for connection in list(self.connections.values()):
             if connection.session:
                 self._drain.add(self.draining, connection)
@@ -390,16 +389,3 @@ class Listener:
             moved = {"bytes_in": bytes_in, "bytes_out": bytes_out, "duration": round(duration, 6)}
             end = End(reason, error, moved)
             self._lines.closed(self._log, connection, session, self._plane.unknown, end)
-
-
-class _Drain(NamedTuple):
-    """The end of a whole listener."""
-
-    cause: Cause
-    began: float
-    spread: float
-    until: float
-
-    def add(self, draining: Draining, connection: Connection) -> None:
-        at = self.began + random.random() * self.spread
-        draining.add(connection, self.cause, at=at, until=self.until)
