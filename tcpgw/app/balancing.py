@@ -78,7 +78,7 @@ def make_key(key: str, listener: str, seed: int) -> Key:
         return hashing.other(data, seed)
 
     if key == "method":
-        return Key(make_hash("source_ip", listener, seed), of_bytes, by_method=True)
+        return Key(make_hash("source_ip", listener, seed), of_bytes, by_method=True, name=key)
     if key in OF_CONNECTION:
-        return Key(make_hash(key, listener, seed), of_bytes)
-    return Key(make_hash("source_ip", listener, seed), of_bytes, field=Field(parse_path(key)))
+        return Key(make_hash(key, listener, seed), of_bytes, name=key)
+    return Key(make_hash("source_ip", listener, seed), of_bytes, field=Field(parse_path(key)), name=key)

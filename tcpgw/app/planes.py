@@ -23,7 +23,7 @@ from tcpgw.relay.rpc.plane import RpcPlane
 from tcpgw.relay.rpc.routing import PermittedRules, Routing, Rule, Rules
 from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.session import Client, Plane
-from tcpgw.relay.stream_plane import Choose, StreamPlane
+from tcpgw.relay.stream_plane import Choose, Explain, StreamPlane
 from tcpgw.relay.upstream import Upstream
 from tcpgw.wire.auth_frame import AuthFrame
 from tcpgw.wire.codec import Codec
@@ -79,12 +79,15 @@ class Planes:
             return self._make_rpc(listener)
         routes = Routes(listener)
         choose = self._choose(listener, routes)
+        explain = self._explain(listener, routes)
         times = [_first_byte_timeout(self._services[name]) or inf for name in routes.services]
         if listener.mode == "tcp":
-            return StreamPlane(listener, choose, min(times), judge=routes.judge)
+            return StreamPlane(listener, choose, min(times), judge=routes.judge, explain=explain)
         in_order = listener.codec.name == "fifo"
         splitter = _make_splitter(listener)
-        return FramedPlane(listener, choose, splitter, min(times), judge=routes.judge, in_order=in_order)
+        return FramedPlane(
+            listener, choose, splitter, min(times), judge=routes.judge, explain=explain, in_order=in_order
+        )
 
     def changed(self, listener: schema.Listener, plane: Plane) -> Plane:
         """What takes the place of a plane of the same mode and codec.
@@ -115,6 +118,7 @@ class Planes:
                 circuit=self._circuit(self._pools[name]),
                 tls=self._tls.get(name),
                 first_byte_timeout=_first_byte_timeout(services[name]),
+                key=services[name].balance.key,
             )
             for name in routes.services
         }
@@ -143,6 +147,24 @@ class Planes:
 
         return choose if routes.differ else most
 
+    def _explain(self, listener: schema.Listener, routes: Routes) -> Explain:
+        """Tell of a split that a client comes to, and of the host that leads there."""
+
+        def explain(client: Client) -> dict[str, object]:
+            way = routes.way(client)
+            weights = routes.weights(way)
+            told: dict[str, object] = {"host": way.host} if way is not None and way.host else {}
+            if len(weights) > 1:
+                key = make_key(
+                    self._services[next(iter(weights))].balance.key, listener.name, hashing.SPLIT_SEED
+                )
+                told["split"] = dict(weights)
+                if key.stays:
+                    told["split_position"] = f"{key.of_client(client):#010x}"
+            return told
+
+        return explain
+
     # ---- by request ----
 
     def _make_rpc(self, listener: schema.Listener) -> RpcPlane:
@@ -157,6 +179,7 @@ class Planes:
             bare,
             greeting=AuthFrame(client, bare, first=1 if codec == "thrift-framed" else 0),
             variants=self._variants(listener, rules),
+            explain=self._explain(listener, Routes(listener)),
             rewrites=codec == "msgpack-rpc-stream",
             bulk=self._bulk(listener),
         )
@@ -168,7 +191,8 @@ class Planes:
         rules = self._make_rules(listener, {rule.name: rule for rule in old.rules.all})
         routing = self._make_routing(listener, rules)
         variants = self._variants(listener, rules)
-        plane.change(listener, routing, variants=variants, bulk=self._bulk(listener))
+        explain = self._explain(listener, Routes(listener))
+        plane.change(listener, routing, variants=variants, explain=explain, bulk=self._bulk(listener))
         gone = set(old.rules.all) - set(rules.all)
         left = {service for one in plane.all for service in one.routing.services}
         for service in {service for services in reached for service in services}:

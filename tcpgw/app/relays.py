@@ -36,6 +36,7 @@ from tcpgw.relay.listener import Listener
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.session import Plane
+from tcpgw.relay.tracing import Tracer
 
 # Of what waits for instances, the part that an overloaded process lets go at a time, the oldest first.
 _SHED = 4
@@ -99,6 +100,7 @@ class Relays:
         self._weighed: dict[str, tuple[Mapping[Endpoint, Share], Collection[Endpoint]]] = {}
         self._channels = Channels(self.memory, background, self.reports.outcomes, self._lines.requests)
         self.outlived = outlived
+        self._tracer: Tracer | None = None
         self._planes: dict[Listener, Plane] = {}
         self._past: dict[str, Figures] = {}  # of listeners that are closed, by name
         self._early: dict[str, Snapshot] = {}  # of services that are not in the configuration
@@ -194,6 +196,12 @@ class Relays:
         """Turn away whoever connects, or no longer."""
         for listener in self.listeners.values():
             listener.shedding = refused
+
+    def trace(self, tracer: Tracer | None) -> None:
+        """As `Listener.trace`, of all listeners, those to come included."""
+        self._tracer = tracer
+        for listener in (*self.listeners.values(), *self.draining):
+            listener.trace(tracer)
 
     def _shed(self) -> int:
         """Turn away a part of what waits for instances; returns how much that was."""
@@ -396,6 +404,7 @@ class Relays:
                 outlived=opened[settings.name].outlived,
             )
             listener.shedding = self.overload.overloaded
+            listener.trace(self._tracer)
             self._planes[listener] = plane
             added.append(listener)
         return added

@@ -8,6 +8,7 @@ it, and a client of whom nothing is asked costs nothing here.
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from functools import partial
 from ipaddress import ip_address
 
@@ -22,7 +23,8 @@ from tcpgw.relay.denials import DeniedError
 from tcpgw.relay.handshake import TlsHandshakeError, accept_tls
 from tcpgw.relay.metering import Metered
 from tcpgw.relay.reasons import Reason
-from tcpgw.relay.session import Address, Connection, Plane
+from tcpgw.relay.session import Address, Connection, Plane, canonical
+from tcpgw.relay.tracing import Trace, Tracer, written
 from tcpgw.wire import client_hello, proxy_protocol
 from tcpgw.wire.greeting import Presented
 
@@ -42,6 +44,8 @@ _CODES = {
     Reason.LIMIT_SUBJECT: Code.OVERLOADED,
     Reason.OVERLOAD: Code.OVERLOADED,
 }
+# What a trace calls the TLVs that are taken; what is in them may be secret.
+_TLVS = {proxy_protocol.TLV_TOKEN: "token", proxy_protocol.TLV_HASH_KEY: "hash_key"}
 _NOTHING_SHOWN = "no certificate was shown, and nothing else is taken"
 
 
@@ -53,6 +57,7 @@ class Admission:
         self.guard = guard
         self.plane = plane
         self.talking = 0  # how many clients are at it
+        self.tracer: Tracer | None = None  # while somebody traces clients
 
     def upholds(self, connection: Connection) -> bool:
         """Whether a client that was let in would be now, and be given the same."""
@@ -69,13 +74,15 @@ class Admission:
 
         `shedding`: nobody may come in, as the process has too much to do.
         """
+        if self.tracer is not None and (shedding or not self._trusts(connection.peer)):
+            self._trace(connection)
         if shedding:
             raise DeniedError(Reason.OVERLOAD, "the gateway is overloaded")
         if self._trusts(connection.peer):
             return True
         self._judge_source(connection)
         if not self.guard.talks:
-            _meter(connection)
+            _let_in(connection)
         return False
 
     async def admit(self, connection: Connection, *, trusted: bool) -> bytes:
@@ -92,6 +99,7 @@ class Admission:
             try:
                 self._judge_source(connection)
             except DeniedError as exc:
+                tell_denied(connection, exc)
                 await self._dismiss(talk, self.farewell(exc.reason, talk.data))
                 raise
         if self.guard.passthrough:
@@ -105,13 +113,14 @@ class Admission:
             self._judge_subject(connection)
             self.plane.judge(connection)
         except DeniedError as exc:
+            tell_denied(connection, exc)
             await self._dismiss(talk, self._last_words(exc.reason, talk.data))
             raise
         if presented is not None:  # not before: a denial is the answer to the same request
             talk.data = talk.data[presented.size :]
             if presented.welcome:
                 await talk.say(presented.welcome)
-        _meter(connection)
+        _let_in(connection)
         return talk.data
 
     # ---- source ----
@@ -125,14 +134,19 @@ class Admission:
 
     async def _read_header(self, connection: Connection, talk: Conversation) -> dict[int, bytes]:
         """Read the PROXY header that the peer must send, and return its TLVs."""
-        async with asyncio.timeout(self.settings.proxy_timeout):
-            while (header := proxy_protocol.parse(talk.data)) is None:
-                await talk.read("PROXY header")
-        connection.address = header.source or connection.peer
+        try:
+            async with asyncio.timeout(self.settings.proxy_timeout):
+                while (header := proxy_protocol.parse(talk.data)) is None:
+                    await talk.read("PROXY header")
+            connection.address = header.source or connection.peer
+        finally:  # whose header does not come is the peer itself
+            self._trace(connection)
         connection.destination = header.destination
         talk.data = talk.data[header.size :]
         tlvs = dict(header.tlvs)
         connection.hash_key = tlvs.get(proxy_protocol.TLV_HASH_KEY, b"")
+        if connection.trace is not None:
+            _tell_header(connection.trace, connection, tlvs)
         return tlvs
 
     def _judge_source(self, connection: Connection) -> None:
@@ -156,6 +170,14 @@ class Admission:
             raise DeniedError(reason, f"{name} is at its limit of {use.value}")
         connection.uses = (*connection.uses, use)
 
+    def _trace(self, connection: Connection) -> None:
+        """Have its life told from here on, if somebody traces clients of its address."""
+        if self.tracer is None or connection.address is None:
+            return
+        connection.trace = self.tracer.follow(
+            self.settings.name, connection.id, connection.address, connection.opened, to=_reached(connection)
+        )
+
     # ---- TLS ----
 
     async def _look_at_hello(self, connection: Connection, talk: Conversation) -> None:
@@ -169,6 +191,8 @@ class Admission:
         except ProtocolError as exc:
             raise DeniedError(Reason.TLS_ERROR, str(exc)) from None
         connection.server_name = hello.server_name
+        if connection.trace is not None:
+            connection.trace.add("client_hello", server_name=hello.server_name)
 
     async def _shake_hands(self, connection: Connection, talk: Conversation) -> Conversation:
         assert self.guard.tls is not None  # noqa: S101
@@ -184,6 +208,9 @@ class Admission:
         secured = SecureConversation(connection.socket, tls)
         connection.server_name, connection.alpn = tls.server_name, tls.alpn
         connection.layers = (secured.layer,)
+        if connection.trace is not None:
+            version, shown = tls.ssl.version(), {"certificate": tls.names} if tls.names else {}
+            connection.trace.add("tls", version=version, server_name=tls.server_name, alpn=tls.alpn, **shown)
         return secured
 
     # ---- credentials ----
@@ -268,12 +295,46 @@ class Admission:
         return self.plane.greeting.denial(data, _CODES.get(reason, Code.UNAUTHENTICATED))
 
 
-def _meter(connection: Connection) -> None:
-    """Have the connection's bytes taken from the buckets of its source and of its subject."""
+def _let_in(connection: Connection) -> None:
+    """Have its bytes taken from the buckets of its source and of its subject, from now on."""
     for use in connection.uses:
         if use.bytes_in is not None or use.bytes_out is not None:
             connection.layers = (partial(_metered, use), *connection.layers)
+    if connection.trace is not None:
+        connection.trace.add("allowed", **_told_grant(connection.grant))
 
 
 def _metered(use: Usage, protocol: asyncio.Protocol) -> Metered:
     return Metered(protocol, asyncio.get_running_loop(), use.bytes_in, use.bytes_out)
+
+
+# ---- tracing ----
+
+
+def tell_denied(connection: Connection, why: DeniedError) -> None:
+    """Tell of a decision when it is made: who is turned away may stay for a while."""
+    if connection.trace is not None:
+        connection.trace.add("denied", reason=why.reason, why=str(why))
+
+
+def _tell_header(trace: Trace, connection: Connection, tlvs: Mapping[int, bytes]) -> None:
+    names = [name for number, name in _TLVS.items() if number in tlvs]
+    to = connection.destination
+    peer = written(connection.peer) if connection.peer else "unix"
+    trace.add("proxy_header", peer=peer, to=written(to) if to else None, tlvs=names)
+
+
+def _told_grant(grant: Grant | None) -> dict[str, object]:
+    if grant is None:
+        return {}
+    key = {"key": grant.key_id} if grant.key_id else {}
+    return {"subject": grant.subject, "credential": grant.kind, **key}
+
+
+def _reached(connection: Connection) -> str:
+    """Where it was accepted."""
+    try:
+        address = connection.socket.getsockname()
+    except OSError:
+        return ""
+    return written((canonical(address[0]), address[1])) if isinstance(address, tuple) else f"unix:{address}"

@@ -13,6 +13,7 @@ from tcpgw.balancing.budgets import RetryBudget
 from tcpgw.endpoints import Endpoint
 from tcpgw.errors import OverloadError
 from tcpgw.pool import Pool
+from tcpgw.relay.tracing import Trace
 
 # Clients that a place is offered to, the longest waiting ones first. Mostly the first takes it; but an
 # endpoint may be closed to some keys, or have failed one of them before.
@@ -22,13 +23,14 @@ _OFFERED = 8
 class Search:
     """A client's way through its candidates, each of which it tries once at most.
 
-    `full` is the first that it would have tried if there had been room.
+    `full` is the first that it would have tried if there had been room. `trace` is told of its steps.
     """
 
-    __slots__ = ("candidates", "full", "position", "tried")
+    __slots__ = ("candidates", "full", "position", "trace", "tried")
 
-    def __init__(self, pool: Pool, position: int) -> None:
+    def __init__(self, pool: Pool, position: int, trace: Trace | None = None) -> None:
         self.position = position
+        self.trace = trace
         self.tried: list[Endpoint] = []
         self.full: Endpoint | None = None
         self.candidates = pool.candidates(position)  # that it was not shown yet
@@ -150,6 +152,8 @@ class Circuit:
         if endpoint is not None:
             return endpoint
         waiter = self._enqueue(search)
+        if search.trace is not None:
+            search.trace.add("waiting", endpoint=search.full)
         most, seconds = self._most, self._queue_timeout
         try:
             async with asyncio.timeout(seconds):

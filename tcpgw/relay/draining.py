@@ -130,6 +130,8 @@ class Draining:
         """Leave a connection alone again, whose session was told so."""
         if entry := self._take(connection):
             self._count(entry, "spared")
+            if connection.trace is not None:
+                connection.trace.add("spared", cause=entry.cause)
 
     def ended(self, connection: Connection, reason: Reason) -> str:
         """Count a connection's end, if it was to end. Returns the error for its closing line, or ""."""
@@ -188,6 +190,8 @@ class Draining:
             return
         entry.asked_at = now
         self._asked[entry.connection.id] = entry
+        if entry.connection.trace is not None:
+            entry.connection.trace.add("asked_to_end", cause=entry.cause)
         try:
             session.drain(entry.cause.reason)
         except Exception as exc:  # noqa: BLE001 - a fault in one must not keep the others

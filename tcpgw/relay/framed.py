@@ -27,7 +27,15 @@ from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import OnEnd
 from tcpgw.relay.sockets import drop
 from tcpgw.relay.stream import Side
-from tcpgw.relay.stream_plane import Choose, Judge, StreamPlane, StreamSession, admit_all
+from tcpgw.relay.stream_plane import (
+    Choose,
+    Explain,
+    Judge,
+    StreamPlane,
+    StreamSession,
+    admit_all,
+    explain_nothing,
+)
 from tcpgw.relay.upstream import Upstream
 from tcpgw.wire.frames import Splitter
 
@@ -254,9 +262,10 @@ class FramedPlane(StreamPlane):
         first_byte_timeout: float = math.inf,
         *,
         judge: Judge = admit_all,
+        explain: Explain = explain_nothing,
         in_order: bool,
     ) -> None:
-        super().__init__(settings, choose, first_byte_timeout, judge=judge)
+        super().__init__(settings, choose, first_byte_timeout, judge=judge, explain=explain)
         self.new_splitter = new_splitter
         self.in_order = in_order
         self.latencies: defaultdict[str, Histogram] = defaultdict(Histogram)

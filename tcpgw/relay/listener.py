@@ -24,7 +24,7 @@ from tcpgw.address import Address as Bound
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.errors import ConnectError, OverloadError, ProtocolError
 from tcpgw.relay.accepting import Acceptor, Peer
-from tcpgw.relay.admission import Admission
+from tcpgw.relay.admission import Admission, tell_denied
 from tcpgw.relay.denials import Denials, DeniedError
 from tcpgw.relay.draining import Cause, Draining, Retreat
 from tcpgw.relay.lines import ConnectionLines, End, shown
@@ -32,6 +32,7 @@ from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Connection, Plane, canonical
 from tcpgw.relay.sockets import listen
 from tcpgw.relay.tally import Tallies
+from tcpgw.relay.tracing import Tracer
 from tcpgw.relay.upstream import NoEndpointError
 
 log = structlog.get_logger()
@@ -116,6 +117,10 @@ class Listener:
             **self.tallies.figures(self.connections.values(), time.monotonic()),
             **self._plane.figures(),
         }
+
+    def trace(self, tracer: Tracer | None) -> None:
+        """Have the lives of connections that come from now on told; None: no longer of new ones."""
+        self._admission.tracer = tracer
 
     # ---- life ----
 
@@ -248,6 +253,7 @@ class Listener:
 
     def _turn_away(self, connection: Connection, why: DeniedError) -> None:
         """Close at once, however many there are. It hears why if it has sent nothing yet."""
+        tell_denied(connection, why)
         with contextlib.suppress(OSError):
             connection.socket.setblocking(False)
             connection.socket.send(self._admission.farewell(why.reason))
@@ -383,6 +389,10 @@ class Listener:
             self._empty.set()
             self._stop_cutting()
         self._acceptor.resume()
+        if connection.trace is not None:
+            figures = {"bytes_in": bytes_in, "bytes_out": bytes_out, "duration": round(duration, 6)}
+            facts = {**connection.facts, **(session.facts() if session else {}), **figures}
+            connection.trace.add("closed", reason=reason, **({"error": error} if error else {}), **facts)
         if turned_away:
             self._denials.add(reason, shown(connection.address), error, conn=connection.id)
         else:

@@ -15,6 +15,7 @@ from tcpgw.access.grant import Grant
 from tcpgw.access.limits import Usage
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.tally import Tally
+from tcpgw.relay.tracing import Trace
 from tcpgw.wire.greeting import Greeting
 
 Address = tuple[str, int]
@@ -129,7 +130,7 @@ class Connection:
 
     __slots__ = (
         "_on_end", "address", "alpn", "destination", "facts", "grant", "hash_key", "id", "layers", "opened",
-        "over", "peer", "server_name", "session", "setup", "socket", "tally", "uses",
+        "over", "peer", "server_name", "session", "setup", "socket", "tally", "trace", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -157,6 +158,7 @@ class Connection:
         # What stands between the socket and whoever takes it over, the nearest to that first.
         self.layers: tuple[MakeLayer, ...] = ()
         self.uses: tuple[Usage, ...] = ()  # of limits; left at its end
+        self.trace: Trace | None = None  # where its steps are told, while somebody looks
         # The listener's own.
         self.setup: asyncio.Task[None] | None = None
         self.session: Session | None = None

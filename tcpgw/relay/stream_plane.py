@@ -20,6 +20,8 @@ Choose = Callable[[Client], Upstream]
 """A listener's route: the service for a client."""
 Judge = Callable[[Client], None]
 """As `Plane.judge`."""
+Explain = Callable[[Client], Mapping[str, object]]
+"""What a trace says of how a client's service was chosen, besides which it is."""
 
 
 # Looks without a byte after which a connection ends. Where no answer seems to be owed, 1 s: a model that
@@ -84,6 +86,20 @@ class StreamSession(Relay):
             self._judge_end(reason)
         self.release()
         super()._finish(reason)
+
+    def on_first_byte(self, heard: Callable[[], None]) -> None:
+        """Call `heard` when the instance sends its first byte; at once if it has. Once both sides stand."""
+        if self.instance.received:
+            heard()
+        elif self.reason is None:
+            write = self.instance.write
+
+            def begin(data: bytes) -> None:
+                self.instance.write = write  # which may put another in its place
+                heard()
+                write(data)
+
+            self.instance.write = begin
 
     # ---- what it says of its endpoint ----
 
@@ -257,6 +273,11 @@ def admit_all(_: Client) -> None:
     """A Judge where credentials say nothing of services."""
 
 
+def explain_nothing(_: Client) -> Mapping[str, object]:
+    """An Explain where there is one service."""
+    return {}
+
+
 class StreamPlane:
     """Connects each client to an instance of the service that `choose` names. See `session.Plane`."""
 
@@ -271,12 +292,14 @@ class StreamPlane:
         first_byte_timeout: float = math.inf,
         *,
         judge: Judge = admit_all,
+        explain: Explain = explain_nothing,
     ) -> None:
         """`first_byte_timeout` is the shortest one of the upstreams that are chosen, in seconds."""
         self.timeout = max(first_byte_timeout, _LEAST_TIMEOUT)
         self.judge = judge
         self._settings = settings
         self._choose = choose
+        self._explain = explain
         self._loop = asyncio.get_running_loop()
 
     def figures(self) -> dict[str, Any]:
@@ -285,12 +308,15 @@ class StreamPlane:
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> StreamSession:
         upstream = self._choose(connection)
         connection.facts = upstream.facts
+        trace = connection.trace
+        if trace is not None:
+            trace.add("routed", service=upstream.service, **self._explain(connection))
 
         def new_side() -> Side:
             return self._new_session(upstream, on_end, connection.opened).instance
 
         header = _proxy_header(connection, upstream.send_proxy) if upstream.send_proxy else b""
-        connected = await upstream.connect(connection, new_side, header)
+        connected = await upstream.connect(connection, new_side, header, trace)
         session = connected.side.relay
         assert isinstance(session, StreamSession)  # noqa: S101 - new_side made it
         session.hold(connected)
@@ -303,6 +329,8 @@ class StreamPlane:
             session.abort(Reason.SHUTDOWN, reset=True)
             session.release()
             raise
+        if trace is not None:
+            session.on_first_byte(lambda: trace.add("first_byte"))
         return session
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> StreamSession:

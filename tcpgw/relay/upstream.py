@@ -13,6 +13,7 @@ from tcpgw.relay.dial import InstanceTls, dial
 from tcpgw.relay.outcomes import Kind, Outcomes, blames, is_our_own
 from tcpgw.relay.session import Client
 from tcpgw.relay.stream import Side
+from tcpgw.relay.tracing import Trace, key_told, told_candidates
 
 Hash = Callable[[Client], int]
 """The key of a client's connection, as a 32-bit position."""
@@ -39,7 +40,8 @@ class Upstream:
     """A service as the relay sees it: where its connections go and how they are made.
 
     `outcomes` and `circuit` are those of the service, which all of its Upstreams share. `first_byte_timeout`
-    is how many seconds an instance may say nothing at all to a client that has; None: for ever.
+    is how many seconds an instance may say nothing at all to a client that has; None: for ever. `key` is what
+    `hash_` hashes, as the configuration calls it.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Upstream:
         send_proxy: Literal["v1", "v2"] | None = None,
         tls: InstanceTls | None = None,
         first_byte_timeout: float | None = None,
+        key: str = "",
     ) -> None:
         self.pool = pool
         self.outcomes = outcomes
@@ -63,6 +66,7 @@ class Upstream:
         self.send_proxy = send_proxy
         self._tls = tls
         self._hash = hash_
+        self._key = key
         self._timeout = timeout
         self._tries = tries
         # Who is connecting, and until when; the oldest first, since the time-out is the same for all.
@@ -73,15 +77,24 @@ class Upstream:
     def service(self) -> str:
         return self.pool.service
 
-    async def connect(self, client: Client, new_side: Callable[[], Side], first: bytes = b"") -> Connected:
+    async def connect(
+        self,
+        client: Client,
+        new_side: Callable[[], Side],
+        first: bytes = b"",
+        trace: Trace | None = None,
+    ) -> Connected:
         """Connect to the first candidate that answers, and count it as loaded until `release`.
 
-        `first` is sent to it before anything else. Each try has a side of its own, so that what a given-up
-        one still reports reaches nobody. Raises NoEndpointError, ConnectError when every try failed, or
-        OverloadError where a limit or something of the gateway's own is in the way; then, and when cancelled,
-        nothing is left open or counted.
+        `first` is sent to it before anything else, `trace` is told of each step. Each try has a side of its
+        own, so that what a given-up one still reports reaches nobody. Raises NoEndpointError, ConnectError
+        when every try failed, or OverloadError where a limit or something of the gateway's own is in the way;
+        then, and when cancelled, nothing is left open or counted.
         """
-        search = Search(self.pool, self._hash(client))
+        search = Search(self.pool, self._hash(client), trace)
+        if trace is not None:
+            key = key_told(self._key, search.position, client.address)
+            search.candidates = told_candidates(trace, self.pool, search.position, search.candidates, key)
         endpoint = await self._place(search)
         if endpoint is None:
             raise NoEndpointError(f"service {self.service} has no endpoint that takes connections")
@@ -125,10 +138,17 @@ class Upstream:
     ) -> Connected | None:
         """Connect there, and release it where that fails."""
         began = time.monotonic()
+        if search.trace is not None:
+            search.trace.add("connecting", endpoint=endpoint, tries=len(failures) + 1)
         try:
             side = await self._dial(endpoint, new_side, opening)
         except (OSError, TimeoutError) as exc:
             self.release(endpoint)
+            if search.trace is not None:
+                took = round(time.monotonic() - began, 6)
+                search.trace.add(
+                    "connect_failed", endpoint=endpoint, seconds=took, error=_why(exc, self._timeout)
+                )
             if is_our_own(exc):
                 raise OverloadError(f"cannot open a connection: {exc.strerror}") from exc
             outcome = self.outcomes[endpoint]
@@ -149,6 +169,8 @@ class Upstream:
         outcome = self.outcomes[endpoint]
         outcome.picked += 1
         outcome.connected += 1
+        if search.trace is not None:
+            search.trace.add("connected", endpoint=endpoint, seconds=round(seconds, 6))
         return Connected(endpoint, side, seconds, len(failures) + 1, search.position)
 
     async def _dial(

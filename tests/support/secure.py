@@ -295,7 +295,7 @@ def _check_accounts(running: SecureBed) -> None:
     told = len(running.lines) + len(running.events("denied"))
     assert told <= listener.accepted  # of many denials of one reason, one is told
     for name in ("bytes_in", "bytes_out"):
-        assert getattr(listener, name) == sum(line[name] for line in running.lines)
+        assert listener.status()[name] == sum(line[name] for line in running.lines)
     for pool in running.gateway.pools.values():
         assert pool.loads.total == 0
         assert not any(pool.loads.inflight(member.endpoint) for member in pool.members)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tcpgw.relay.rpc.channel import Channel
     from tcpgw.relay.rpc.routing import Rule
     from tcpgw.relay.rpc.session import RpcSession
+    from tcpgw.relay.tracing import RequestTrace
 
 
 class Batch:
@@ -40,7 +41,7 @@ class Call:
 
     __slots__ = (
         "attempts", "body", "cause", "client", "deadline", "done", "field", "held", "is_request", "keep",
-        "message", "pieces", "position", "retries", "retrying", "rule", "started", "tried",
+        "message", "pieces", "position", "retries", "retrying", "rule", "started", "trace", "tried",
         "until",
     )  # fmt: skip
 
@@ -68,6 +69,7 @@ class Call:
         self.held = 0  # bytes reserved for it
         self.attempts: list[tuple[Channel, int]] = []
         self.tried: list[Endpoint] = []
+        self.trace: RequestTrace | None = None  # where its steps are told, while somebody looks
         self.cause = ""  # what it failed of before, for who is told that it cannot be sent again
         self.until = 0.0  # when it has waited long enough, if it waits
         self.retries = 0

@@ -242,7 +242,7 @@ class Intake:
         session = self._session
         routing, rule, message = self._plane.routing, call.rule, call.message
         codec = self._plane.codec(bare=self.bare)
-        head = data[message.rest : message.rest + min(call.body, LOOK)] if routing.looks else b""
+        head = self._head(call, data)
         service, call.position = routing.find(codec, message.method, head, rule, session.home, session.client)
         if rule.denied:
             service.fail(call, Code.DENIED, "this method is not allowed here")
@@ -262,6 +262,11 @@ class Intake:
             call.keep = call.held > 0 or self._plane.memory.keep(call.body)
             call.held = call.held or call.body * call.keep
         service.submit(call)
+
+    def _head(self, call: Call, data: bytes) -> bytes:
+        """Where its fields are looked for; nothing where none are."""
+        rest = call.message.rest
+        return data[rest : rest + min(call.body, LOOK)] if self._plane.routing.looks else b""
 
     def admit(self, data: bytes, pos: int, total: int) -> Verdict:  # noqa: ARG002 - whoever asks, has to wait
         """As `Sink.admit`."""

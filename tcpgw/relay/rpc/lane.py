@@ -201,6 +201,8 @@ class Lane:
         else:
             channel.mux.tell(call.message.token, body, pieces)
         call.tried.append(self.endpoint)
+        if call.trace is not None:
+            call.trace.add("sent", endpoint=self.endpoint, tries=len(call.tried))
         call.until = 0.0
         channel.put(call.body, self.service.sent(call))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tcpgw.relay.rpc.session import RpcSession
 from tcpgw.relay.rpc.turn import EachTurn
+from tcpgw.relay.stream_plane import Explain, explain_nothing
 from tcpgw.wire.msgpack_scan import MsgpackSplitter
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ class RpcPlane:
         *,
         greeting: Greeting,
         variants: Variants | None = None,
+        explain: Explain = explain_nothing,
         rewrites: bool,
         bulk: int,
     ) -> None:
         self.greeting = greeting
+        self.explain = explain
         self.variants: dict[Hashable, RpcPlane] = {}
         self.memory = memory
         self.answers = codec
@@ -99,20 +102,29 @@ class RpcPlane:
                 session.settle_turn()
 
     def change(
-        self, settings: Settings, routing: Routing, *, variants: Variants | None = None, bulk: int
+        self,
+        settings: Settings,
+        routing: Routing,
+        *,
+        variants: Variants | None = None,
+        explain: Explain = explain_nothing,
+        bulk: int,
     ) -> None:
         """Take other settings and another routing, of the same codec, for all sessions. After `settle`.
 
         Requests that have gone to a service stay there; the next ones go by what is new.
         """
         self._vary = variants
+        self.explain = explain
         for service in set(self.routing.services) - set(routing.services):
             service.forget_plane(self)
         self._take(settings, routing, bulk)
         for session in list(self.sessions):
             session.changed()
+            self.tell_placement(session)
         for key, variant in self.variants.items():
-            variant.change(settings, variants.routing(key) if variants else routing, bulk=bulk)
+            own = variants.routing(key) if variants else routing
+            variant.change(settings, own, explain=explain, bulk=bulk)
 
     @property
     def all(self) -> Iterator[RpcPlane]:
@@ -141,7 +153,15 @@ class RpcPlane:
         except BaseException:
             plane.left(session)
             raise
+        plane.tell_placement(session)
         return session
+
+    def tell_placement(self, session: RpcSession) -> None:
+        """Tell whoever traces its client where a session's requests go."""
+        client = session.client
+        if client.trace is not None:
+            told = {**self.routing.placement(client, session.home), **self.explain(client)}
+            client.trace.add("placed", **told)
 
     def _of(self, client: Client) -> RpcPlane:
         key = self._vary.key(client) if self._vary is not None else None
@@ -156,6 +176,7 @@ class RpcPlane:
                 self.answers,
                 self._bare,
                 greeting=self.greeting,
+                explain=self.explain,
                 rewrites=self._rewrites,
                 bulk=self.bulk,
             )

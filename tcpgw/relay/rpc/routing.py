@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tcpgw.relay.tracing import key_told
 from tcpgw.wire.codec import Codec
 from tcpgw.wire.field import Field
 
@@ -145,12 +146,16 @@ class PermittedRules(Rules):
 
 @dataclass(frozen=True)
 class Key:
-    """What is hashed: something of the client's that stays, or something of each request."""
+    """What is hashed: something of the client's that stays, or something of each request.
+
+    `name` is what the configuration calls it.
+    """
 
     of_client: Callable[[Client], int]
     of_bytes: Callable[[bytes], int]
     by_method: bool = False
     field: Field | None = None
+    name: str = ""
 
     @property
     def stays(self) -> bool:
@@ -204,6 +209,24 @@ class Routing:
         """The service and the position of a client whose requests all have one key."""
         service = self._choose(self._split_key.of_client(client))
         return service, self._keys[service].of_client(client)
+
+    def placement(self, client: Client, home: tuple[RpcService, int]) -> dict[str, object]:
+        """What a trace tells of where a client's requests go, whose `home` it is.
+
+        `by` request: each has a key of its own.
+        """
+        service, position = home
+        if not self._split_key.stays:
+            return {"by": "request"}
+        key = self._keys[service]
+        if not key.stays:
+            return {"service": service.name, "by": "request", "key": key.name}
+        told = {"service": service.name, **key_told(key.name, position, client.address)}
+        return {**told, "endpoint": service.pool.home(position)}
+
+    def request_told(self, service: RpcService, position: int, client: Client) -> dict[str, object]:
+        """What a trace tells of a request that `find` gave this service and position."""
+        return {"service": service.name, **key_told(self._keys[service].name, position, client.address)}
 
     def ordinary(self, codec: Codec, name: bytes) -> Rule | None:
         """The rule of requests with this name, as encoded, where they can pass in runs."""

@@ -24,6 +24,7 @@ from tcpgw.relay.rpc.hedging import Hedging
 from tcpgw.relay.rpc.request_lines import Asked, RequestLines
 from tcpgw.relay.rpc.shedding import take_oldest
 from tcpgw.relay.rpc.target import Target
+from tcpgw.relay.tracing import told_candidates
 from tcpgw.wire.codec import Codec, Entry, Piece
 from tcpgw.wire.mux import Failed, Mux, Unsent
 
@@ -300,6 +301,8 @@ class RpcService:
                 return
             call.held = call.body
         call.until = call.until or min(call.deadline, time.monotonic() + self.settings.queue_timeout)
+        if call.trace is not None:
+            call.trace.add("waiting", endpoint=lane.endpoint)
         if refused := lane.wait(call):
             waiting = f"{self.settings.queue} requests wait for {lane.endpoint} already"
             self.fail(refused, Code.OVERLOADED, waiting)
@@ -320,7 +323,10 @@ class RpcService:
         """Send to the first candidate with room: True. Else the lane to wait in, or None without any."""
         waiting: Lane | None = None
         hoped: Lane | None = None
-        for endpoint in self.pool.candidates(call.position):
+        candidates = self.pool.candidates(call.position)
+        if call.trace is not None:
+            candidates = told_candidates(call.trace, self.pool, call.position, candidates, {})
+        for endpoint in candidates:
             target = self.targets.get(endpoint)
             if target is None or endpoint in call.tried:
                 continue
@@ -421,6 +427,9 @@ class RpcService:
         call.attempts = [attempt for attempt in call.attempts if attempt[0] is not channel]
         self._finish(call)
         seconds = now - call.started
+        if call.trace is not None:
+            took, endpoint = round(seconds, 6), channel.lane.endpoint
+            call.trace.add("answered", endpoint=endpoint, seconds=took, error=bool(errors))
         figures = self.figures[call.rule]
         figures.latency.add(seconds)
         figures.errors += errors
@@ -444,6 +453,8 @@ class RpcService:
     def fail(self, call: Call, code: Code, text: str, endpoint: Endpoint | None = None) -> None:
         """Answer in an instance's stead."""
         self._finish(call)
+        if call.trace is not None:
+            call.trace.add("failed", code=code, error=text, endpoint=endpoint)
         asked = Asked(call.client, call.rule, self.name, endpoint, call.message.method)
         self._count_failed(asked, call.started, code, text)
         if call.is_request:
@@ -565,6 +576,8 @@ class RpcService:
             call.retrying = True
             call.cause = text
             call.retries += sent
+            if call.trace is not None:
+                call.trace.add("retrying", error=text)
             self.retried += 1
             self.submit(call)
 

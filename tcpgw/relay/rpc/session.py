@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, cast
 from tcpgw.errors import Code, FrameTooLargeError, ProtocolError
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.rpc.intake import LOOK, Intake
+from tcpgw.relay.rpc.traced import TracedIntake
 from tcpgw.relay.sockets import drop, unacknowledged
 from tcpgw.wire.codec import Piece
 
@@ -118,7 +119,8 @@ class RpcSession(asyncio.Protocol):
         self._early = early  # read before its transport was made
         self._loop = plane.loop
         self._most = plane.settings.max_inflight
-        self._intake = Intake(plane, self)
+        trace = connection.trace
+        self._intake = Intake(plane, self) if trace is None else TracedIntake(plane, self, trace)
         self._transport: asyncio.Transport | None = None
         self._write: Callable[[bytes], object] = _nothing
         self.turn: Turn | None = None  # the intake's, while its reads may go by it
