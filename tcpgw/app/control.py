@@ -10,15 +10,15 @@ from typing import Any
 
 import structlog
 
-from tcpgw.errors import ConfigError, CredentialError, TcpgwError
+from tcpgw.errors import TcpgwError
 from tcpgw.process.control import places, usable
-from tcpgw.relay.sockets import BindError
 from tcpgw.service import RpcError, Service
 
 log = structlog.get_logger()
 
 REFUSED = "refused"
-"""The code of an error where the file or the question is at fault, or what is asked for cannot be had."""
+"""The code of an error whose blame is the operator's: the file or the question is at fault, or what is asked
+for cannot be had."""
 FAILED = "failed"
 """The code of any other."""
 
@@ -93,10 +93,8 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             raise RpcError(REFUSED, f"{exc}: is the command of another version than the gateway?") from None
         try:
             return await method(*params)
-        except (ConfigError, BindError, CredentialError, RefusedError) as exc:
-            raise RpcError(REFUSED, str(exc)) from None
         except TcpgwError as exc:
-            raise RpcError(FAILED, str(exc)) from None
+            raise RpcError(REFUSED if exc.blame == "operator" else FAILED, str(exc)) from None
 
     return call
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tcpgw.app.control import FAILED, REFUSED, RefusedError, RunningError, controlled, refuse_second
 from tcpgw.client import Client, RpcError
-from tcpgw.errors import ConfigError, Fault, TcpgwError
+from tcpgw.errors import Blame, ConfigError, Fault, TcpgwError
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,24 @@ async def test_methods_take_parameters() -> None:
         with pytest.raises(RpcError, match="nobody has it") as refused:
             await client.call("decline")
         assert refused.value.code == REFUSED
+
+
+@pytest.mark.parametrize(("blame", "code"), [("operator", REFUSED), ("cloud", FAILED), ("gateway", FAILED)])
+async def test_who_is_to_blame_decides_the_code(blame: Blame, code: str) -> None:
+    """Whatever the error: what the operator can mend is refused."""
+
+    class OddError(TcpgwError):
+        pass
+
+    OddError.blame = blame
+
+    async def ask() -> None:
+        raise OddError("odd")
+
+    async with controlled(Path("x.toml"), {"ask": ask}) as place, Client(f"unix:{place}") as client:
+        with pytest.raises(RpcError, match="odd") as answered:
+            await client.call("ask")
+    assert answered.value.code == code
 
 
 async def test_one_file_has_one_gateway(folder: Path) -> None:
