@@ -131,6 +131,7 @@ class Operation:
         self.started = asyncio.Event()
         self.succeeded = asyncio.Event()
         self.taken: list[str] = []
+        traces = supervisor.traces
         overrides = supervisor.overrides
         self.methods: dict[str, Callable[..., Awaitable[Any]]] = {
             "status": supervisor.status,
@@ -145,6 +146,9 @@ class Operation:
             "alerts": _at_once(supervisor.alerting.alerts),
             "silence": _at_once(supervisor.alerting.silence),
             "unsilence": _at_once(supervisor.alerting.unsilence),
+            "trace_begin": traces.begin,
+            "trace_next": traces.next,
+            "trace_end": traces.end,
         }
         self.signals = {
             signal.SIGHUP: lambda: self._signalled(self._reload),

@@ -29,6 +29,7 @@ from tcpgw.app.overrides import Overrides
 from tcpgw.app.picture import Picture, WorkerPicture
 from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
 from tcpgw.app.status import Status, made
+from tcpgw.app.tracing import Traces
 from tcpgw.app.usage import Elsewhere, Told, Usage
 from tcpgw.config import load, schema
 from tcpgw.config.diff import diff
@@ -95,6 +96,7 @@ class Supervisor:
         self._discovery = Discovery(config, self.overrides.publish, self._background)
         self.alerting = Alerting(config, self._background)
         self.monitor = Monitor(config, self.picture, self.ask_workers, self.alerting)
+        self.traces = Traces(lambda: self._workers.all, self._background)
         self._workers: Workers
 
     async def __aenter__(self) -> Self:
@@ -121,9 +123,11 @@ class Supervisor:
                 "outcomes": self._happened,
                 "renew": self._renew,
                 "usage": self._used,
+                "traced": self.traces.take,
             }
+            attend = self.traces.first_of(self._briefing.attend)
             self._workers = Workers(
-                self._command, handlers, self._briefing.attend, self._forget, self._send_away, self._stand_in
+                self._command, handlers, attend, self._forget, self._send_away, self._stand_in
             )
             self._stack.push_async_callback(self._workers.close)
             self._set_config(self.config, contents)
@@ -368,6 +372,7 @@ class Supervisor:
 
     def _forget(self, worker: WorkerProcess) -> None:
         self._briefing.dismiss(worker)
+        self.traces.forget(worker)
         self._tell_usage(self._usage.forget(worker))
         self._totals.gone(worker, self._briefing.snapshots)
 

@@ -21,6 +21,7 @@ from tcpgw import __version__
 from tcpgw.app.background import Background, first
 from tcpgw.app.relays import Relays
 from tcpgw.app.reports import plain
+from tcpgw.app.traced import Traced
 from tcpgw.app.usage import Shares
 from tcpgw.balancing.standing import Share
 from tcpgw.config import schema, transfer
@@ -31,6 +32,7 @@ from tcpgw.process.limits import calm_collector, drop_capabilities, keep_heap, r
 from tcpgw.process.signals import handled, ignored
 from tcpgw.relay.draining import Cause
 from tcpgw.relay.reasons import Reason
+from tcpgw.relay.tracing import Tracer
 
 log = structlog.get_logger()
 
@@ -61,6 +63,9 @@ class Worker:
         self._used = asyncio.Event()  # there is something to tell of that
         self._shares = Shares(self._used.set)
         self._renewed: asyncio.Future[None] | None = None
+        self._traced = Traced(
+            self._trace, lambda name, events: self._channel.tell("traced", name, events), self._background
+        )
         handlers: dict[str, Handler] = {
             "lend": self._lend,
             "configure": self._configure,
@@ -72,6 +77,8 @@ class Worker:
             "drain": self._drain,
             "report": self._report,
             "connections": self._connections_listed,
+            "trace_begin": self._traced.begin,
+            "trace_end": self._traced.end,
         }
         self._channel = Channel(sock, handlers, with_fds=["lend"])
 
@@ -116,6 +123,7 @@ class Worker:
                 outlived=outlived,
             )  # fmt: skip
             self._relays = await self._stack.enter_async_context(relays)
+            self._trace(self._traced.tracer)
         else:
             self._relays.outlived = outlived
             await self._relays.apply(config, sockets, contents)
@@ -169,6 +177,10 @@ class Worker:
     async def _leave(self, relays: Relays, spread: float, hard: float, outlived: Sequence[str]) -> None:
         await relays.drain(spread, hard, outlived=outlived)
         self.done.set()
+
+    def _trace(self, tracer: Tracer | None) -> None:
+        if self._relays is not None:
+            self._relays.trace(tracer)
 
     def _report(self) -> dict[str, Any]:
         return self._relays.status() if self._relays else {}
@@ -245,6 +257,7 @@ class Worker:
             log.info("stopped", connections_cut=cut)
         if self._relays is not None:
             await self._relays.close()
+        self._traced.flush()
         self._channel.tell("report", {**self._report(), "cut": cut})
         try:
             async with asyncio.timeout(_FLUSH):

@@ -25,7 +25,12 @@ def operation(done: list[Any]) -> Operation:
     names = ("view", "charts", "alerts", "silence", "unsilence")
     figures = SimpleNamespace(**dict.fromkeys(names, nothing))
     supervisor = SimpleNamespace(
-        overrides=overrides, status=nothing, connections=nothing, monitor=figures, alerting=figures
+        overrides=overrides,
+        status=nothing,
+        connections=nothing,
+        monitor=figures,
+        alerting=figures,
+        traces=SimpleNamespace(begin=nothing, next=nothing, end=nothing),
     )
     return Operation(cast("Any", supervisor), Notifier())
 
