@@ -39,6 +39,7 @@ from tcpgw.operate.drain import drain, undrain, weight
 from tcpgw.operate.monitoring import monitoring
 from tcpgw.operate.status import status
 from tcpgw.operate.top import top
+from tcpgw.operate.trace import trace
 from tcpgw.process.inherited import InheritedError
 from tcpgw.process.limits import cpus, needed_files
 from tcpgw.relay.session import Someone
@@ -310,6 +311,7 @@ app.command()(undrain)
 app.command()(weight)
 app.command()(top)
 app.command()(connections)
+app.command()(trace)
 app.command()(alerts)
 app.command()(silence)
 app.command()(unsilence)

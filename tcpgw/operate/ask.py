@@ -1,7 +1,9 @@
 """How a running gateway is asked: over the control socket that its configuration's path leads to."""
 
+import contextlib
 import os
 import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ from rich.console import Console
 
 from tcpgw import terminal
 from tcpgw.app.control import REFUSED
-from tcpgw.client import RpcError, SyncClient
+from tcpgw.client import Client, RpcError, SyncClient
 from tcpgw.errors import ConnectError, TcpgwError
 from tcpgw.process.control import others, places
 
@@ -21,6 +23,8 @@ ConfigFile = Annotated[
 # As wide as it takes where nobody looks: half an address is none, also to grep.
 out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
+# Seconds in which a process that is there has accepted.
+_CONNECT = 1.0
 # Seconds: a reload waits for the first snapshots of new services, an upgrade for those of all.
 _PATIENCE = 600.0
 # What a gateway says that does not know a method: tcpgw.service does.
@@ -47,28 +51,54 @@ def ask(config: Path, method: str, *params: Any) -> Any:
 
 def call(config: Path, method: str, *params: Any, timeout: float) -> Any:
     """Ask the gateway that runs with this file, whichever process that is now. Raises AskError."""
-    if not config.exists():
-        raise AskError(2, f"{config}: no such file")
-    tried = list(places(config, os.environ))
-    for place in (*tried, *others(config)):
+    for address in _addresses(config):
         try:
-            with SyncClient(f"unix:{place}", connect_timeout=1.0) as client:
+            with SyncClient(address, connect_timeout=_CONNECT) as client, answered():
                 return client.call(method, *params, timeout=timeout)
         except ConnectError:
             continue
-        except RpcError as exc:
-            raise AskError(2 if exc.code == REFUSED else 1, _said(exc)) from None
-        except TcpgwError as exc:
-            raise AskError(1, str(exc)) from None
-    folders = ", ".join(str(place.parent) for place in tried)
-    raise AskError(
+    raise _nobody(config)
+
+
+@contextlib.asynccontextmanager
+async def asking(config: Path) -> AsyncIterator[Client]:
+    """Connect to the process that runs with this file now, for questions to that one. Raises AskError."""
+    async with contextlib.AsyncExitStack() as stack:
+        for address in _addresses(config):
+            with contextlib.suppress(ConnectError):
+                client = await stack.enter_async_context(Client(address, connect_timeout=_CONNECT))
+                break
+        else:
+            raise _nobody(config)
+        yield client
+
+
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """Raise AskError for what a call raises, but for ConnectError, when nobody has heard it."""
+    try:
+        yield
+    except ConnectError:
+        raise
+    except RpcError as exc:
+        older = "the gateway that runs is of an older version than this command: `tcpgw upgrade` replaces it"
+        said = older if exc.code == _UNKNOWN else exc.message
+        raise AskError(2 if exc.code == REFUSED else 1, said) from None
+    except TcpgwError as exc:
+        raise AskError(1, str(exc)) from None
+
+
+def _addresses(config: Path) -> Iterator[str]:
+    if not config.exists():
+        raise AskError(2, f"{config}: no such file")
+    for place in (*places(config, os.environ), *others(config)):
+        yield f"unix:{place}"
+
+
+def _nobody(config: Path) -> AskError:
+    folders = ", ".join(str(place.parent) for place in places(config, os.environ))
+    return AskError(
         1,
         f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
         " root), or was it started with another path to the file? Signals work: SIGHUP reloads",
     )
-
-
-def _said(exc: RpcError) -> str:
-    if exc.code == _UNKNOWN:
-        return "the gateway that runs is of an older version than this command: `tcpgw upgrade` replaces it"
-    return exc.message

@@ -10,6 +10,7 @@ from tests.support.control import answering
 ASKING = [
     ["status"], ["reload"], ["upgrade"], ["drain", "10.0.0.1:80"], ["undrain", "10.0.0.1:80"],
     ["weight", "10.0.0.1:80", "3"], ["connections"], ["alerts"], ["silence", "x"], ["unsilence", "x"],
+    ["trace", "--client", "10.0.0.7"],
 ]  # fmt: skip
 
 
