@@ -245,7 +245,7 @@ class Supervisor:
         if count > before:
             self._grow_sockets(config, count)
         self._set_config(config, contents)
-        if changes.admin:
+        if changes.admin or admin is not self.admin.sockets:  # an address may have become free
             await self.admin.serve(config.gateway, admin)
         await self._discovery.finish()
         self._briefing.forget(changes.services.removed)

@@ -136,12 +136,16 @@ def test_a_drain_outlives_what_happens_to_a_gateway(
     """
     port = free_port()
     settings = f'state_dir = "{tmp_path}/state"' if kept else 'unsupervised = "5s"'
-    run = Run(tmp_path, config_of(background.instances, port, gateway=settings))
+    def config(workers: int) -> str:
+        # The load never pauses, so who has to leave is cut at hard_stop.
+        return config_of(background.instances, port, gateway=settings, workers=workers, hard_stop="60s")
+
+    run = Run(tmp_path, config(2))
     first = text(background.instances[0])
     with run.started() as gateway, background.load(run.address, long=4, short=2) as load:
         told = run.command("drain", first)
         assert bool(told.stderr) is not kept
-        run.file.write_text(config_of([*background.instances], port, gateway=settings, workers=1))
+        run.file.write_text(config(1))
         gateway.process.send_signal(signal.SIGHUP)
         wait_until(lambda: gateway.events("reloaded"))
         assert drained(run) == {first}

@@ -632,7 +632,9 @@ async def test_the_figures_of_a_rule_go_on() -> None:
                 assert await c.is_served()
             plane = g.listeners["l"]._plane
             rule = plane.routing.rules.patterns["m"]  # type: ignore[attr-defined]
-            assert (rule.latency.count, rule.timeout) == (3, 3.0)
+            assert rule.timeout == 3.0
+            method = g.relays.status()["services"]["s"]["rpc"]["methods"]["l"]["m"]
+            assert (method["latency"]["count"], method["outcomes"]) == (3, {"ok": 3})
 
 
 async def test_a_route_that_is_changed_moves_the_next_requests() -> None:
@@ -804,15 +806,16 @@ async def test_status_is_plain() -> None:
             status = msgpack.unpackb(msgpack.packb(g.relays.status()))
             assert status["listeners"].keys() == {"l", "m"}
             assert status["listeners"]["l"]["active"] == 1
-            known = {"weight": 1, "inflight": 0, "failed": 0, "successes": 1, "failures": {}}
+            known = {"weight": 1, "inflight": 0, "failed": 0, "successes": 1, "failures": {}, "picked": 1}
             of_s, of_t = (known | {"connected": connections} for connections in (2, 1))
-            assert status["services"]["s"]["endpoints"] == {
-                a.endpoint: of_s
-            }  # small requests, and large ones
+            # Of the rpc listener: for small requests, and for large ones.
+            assert status["services"]["s"]["endpoints"] == {a.endpoint: of_s}
             assert status["services"]["t"]["endpoints"] == {b.endpoint: of_t}
             counted = {"answered": 1, "failed": 0, "expired": 0, "retried": 0, "hedged": 0, "requests_cut": 0}
             drains = {"started": 0, "closed": 0, "reset": 0, "spared": 0}
-            assert status["services"]["s"]["rpc"] == counted | {"drains": drains}
+            of_rpc = status["services"]["s"]["rpc"]
+            assert of_rpc["methods"]["l"]["*"]["outcomes"] == {"ok": 1}
+            assert {key: of_rpc[key] for key in (*counted, "drains")} == counted | {"drains": drains}
             assert "rpc" not in status["services"]["t"]
 
 

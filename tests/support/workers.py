@@ -20,6 +20,7 @@ def config_of(
     port: int,
     *,
     workers: int = 2,
+    hard_stop: str = "8s",
     gateway: str = "",
     service: str = "",
     more: str = "",
@@ -30,7 +31,7 @@ def config_of(
 [gateway]
 workers = {workers}
 drain = "1s"
-hard_stop = "8s"
+hard_stop = "{hard_stop}"
 {gateway or 'unsupervised = "5s"'}
 [[service]]
 name = "s"

@@ -158,6 +158,7 @@ class Intake:
             if not count:
                 break
             load.inflight += count
+            target.outcome.picked += count
             loads.total += count
             session.requests += count
             room -= count
