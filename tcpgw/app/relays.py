@@ -247,16 +247,16 @@ class Relays:
 
     def _status_of(self, pool: Pool) -> Figures:
         """A service's. Before the first snapshot its version is 0."""
-        snapshot = pool.snapshot
-        members = {
-            str(endpoint): {"weight": weight, "inflight": pool.loads.inflight(endpoint)}
-            for endpoint, weight in pool.members
-        }
+        snapshot, reported = pool.snapshot, self.reports.status(pool)
+        endpoints = reported["endpoints"]
+        for endpoint, weight in pool.members:
+            one = endpoints.setdefault(str(endpoint), {})
+            one["weight"], one["inflight"] = weight, pool.loads.inflight(endpoint)
         rpc = self._channels.status(pool.service)
         return {
             "version": snapshot.version if snapshot else 0,
             "taken_at": snapshot.taken_at if snapshot else 0.0,
-            **summed([{"endpoints": members}, self.reports.status(pool)]),
+            **reported,
             "circuit": self.places.circuit(pool).status(),
             **({"rpc": rpc} if rpc else {}),
         }

@@ -16,8 +16,9 @@ def summed(tables: Iterable[Mapping[str, Any]]) -> Figures:
     for table in tables:
         for key, value in table.items():
             before = total.get(key)
-            if isinstance(value, Mapping):
-                total[key] = summed([before or {}, value])
+            # With an abstract class alone, the thousands of dicts in a report take six times as long.
+            if type(value) is dict or isinstance(value, Mapping):
+                total[key] = summed([before, value] if before else [value])
             elif before is not None and isinstance(value, int | float):
                 total[key] = before + value
             else:
