@@ -81,7 +81,7 @@ class Administration:
         if admin == "off":
             return None
         bind = str(admin.bind)
-        if self.sockets is not None and self.sockets.bind == bind and not admin.bind.is_any:
+        if self.sockets is not None and self.sockets.bind == bind:
             return self.sockets
         try:
             sock = bind_socket(admin.bind, _KEEPALIVE)
