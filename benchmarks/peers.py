@@ -244,12 +244,15 @@ def tcpgw(plan: Plan) -> str:
     return tcpgw_gateway(plan) + "\n".join(map(tcpgw_tables, plan.forwards))
 
 
-def tcpgw_gateway(plan: Plan) -> str:
-    """`max_connections` stays as it comes: 10,000, more than any script opens."""
+def tcpgw_gateway(plan: Plan, gateway: str = "") -> str:
+    """`max_connections` stays as it comes: 10,000, more than any script opens.
+
+    `gateway` are further lines of the table.
+    """
     # A line for each, as the others have.
     lines = "{ per_second = 1_000_000 }" if plan.log_connections else "false"
     log = f"\n[gateway.log]\nconnections = {lines}\n"
-    return f"[gateway]\nworkers = {plan.workers}\n{log}\n"
+    return f"[gateway]\nworkers = {plan.workers}\n{gateway}{log}\n"
 
 
 def tcpgw_tables(forward: Forward, service: str = "", listener: str = "") -> str:
@@ -312,9 +315,9 @@ def tcpgw_deadline(plan: Plan) -> str:
     )
 
 
-def tcpgw_version(program: str) -> str:
+def tcpgw_version(program: str, checkout: Path = REPOSITORY) -> str:
     """Return version, commit and event loop: between releases the version alone names nothing."""
-    commit = first_line(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"])
+    commit = first_line(["git", "-C", str(checkout), "describe", "--always", "--dirty"])
     return (
         f"{first_line([program, '-m', 'tcpgw', '--version'])} at {commit}, uvloop {module_version('uvloop')}"
     )
