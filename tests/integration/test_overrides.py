@@ -136,6 +136,7 @@ def test_a_drain_outlives_what_happens_to_a_gateway(
     """
     port = free_port()
     settings = f'state_dir = "{tmp_path}/state"' if kept else 'unsupervised = "5s"'
+
     def config(workers: int) -> str:
         # The load never pauses, so who has to leave is cut at hard_stop.
         return config_of(background.instances, port, gateway=settings, workers=workers, hard_stop="60s")
