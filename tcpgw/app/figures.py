@@ -17,6 +17,8 @@ class Totals:
 
     def __init__(self) -> None:
         self._past: Figures = {}
+        self._reports: list[Figures] = []  # that `_sum` is of
+        self._sum: Figures = {}
 
     @property
     def cut(self) -> int:
@@ -29,15 +31,19 @@ class Totals:
         # One that did not say how many connections it cut has cut all that it had.
         report = {"cut": worker.connections, **_lost(worker.report)}
         self._past = summed([self._past, counted(report)])
+        self._reports = []
         for name, service in self._past.get("services", {}).items():
             there = {str(one) for one, _ in snapshots[name].members} if name in snapshots else set()
             known = service.get("endpoints", {})
             service["endpoints"] = {endpoint: one for endpoint, one in known.items() if endpoint in there}
 
     def of(self, workers: Iterable[WorkerProcess]) -> Figures:
-        """Of these, and of all that are gone."""
-        reports = ({**worker.report, "process": {}} for worker in workers)  # which does not add up
-        return summed([self._past, *reports])
+        """Of these, and of all that are gone. It is asked for more often than there is news; never changed."""
+        reports = [worker.report for worker in workers]
+        if [*map(id, reports)] != [*map(id, self._reports)] or not reports:
+            without = ({**report, "process": {}} for report in reports)  # which does not add up
+            self._reports, self._sum = reports, summed([self._past, *without])
+        return self._sum
 
 
 def _lost(report: Figures) -> Figures:

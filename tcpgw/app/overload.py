@@ -4,9 +4,7 @@ Then it takes nothing new, so that what it has goes on: clients that come are cl
 waits for an instance the oldest goes first, since who asked it is likely to have given up.
 """
 
-import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -15,12 +13,11 @@ from resource import getpagesize
 import structlog
 
 from tcpgw.config import schema
+from tcpgw.process.lag import Lag
 from tcpgw.process.limits import release_heap
 
 log = structlog.get_logger()
 
-# Seconds between looks: some in the least mark that makes sense, at no cost that can be seen.
-_LOOK = 0.05
 # Looks in a row that must find the loop late: one is a table that was built, or a page that was read.
 _LATE = 3
 # Seconds without it until it is over, at half the mark: else it would come and go with each client let in.
@@ -83,12 +80,12 @@ class Overload:
         self._strain = Strain()
         self._mark = inf  # of memory, in bytes
         self._released = -inf
-        self._lags: deque[float] = deque(maxlen=round(1 / _LOOK))
+        self._lag = Lag()
 
     @property
     def lag(self) -> float:
         """Greatest number of seconds by which the loop was late in the last one."""
-        return max(self._lags, default=0.0)
+        return self._lag.greatest
 
     @property
     def overloaded(self) -> bool:
@@ -100,15 +97,11 @@ class Overload:
         self._strain.change(lag, self._mark)
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
         before = 0
         while True:
-            due = loop.time() + _LOOK
-            await asyncio.sleep(_LOOK)
-            # The clock and not loop.time(): that is of the beginning of this turn.
+            lag = await self._lag.look()
             now = time.monotonic()
-            self._lags.append(now - due)
-            if self._strain.look(now - due, self._memory(now), now):
+            if self._strain.look(lag, self._memory(now), now):
                 self.times += self.overloaded
                 self._changed(self.overloaded)
                 self._say(self.shed - before)
