@@ -38,9 +38,10 @@ class Totals:
             service["endpoints"] = {endpoint: one for endpoint, one in known.items() if endpoint in there}
 
     def of(self, workers: Iterable[WorkerProcess]) -> Figures:
-        """Of these, and of all that are gone. It is asked for more often than there is news; never changed."""
+        """Of these, and of all that are gone. Not to be changed."""
         reports = [worker.report for worker in workers]
-        if [*map(id, reports)] != [*map(id, self._reports)] or not reports:
+        # Asked for at each look and scrape, while reports of many endpoints come every few seconds.
+        if not reports or [*map(id, reports)] != [*map(id, self._reports)]:
             without = ({**report, "process": {}} for report in reports)  # which does not add up
             self._reports, self._sum = reports, summed([self._past, *without])
         return self._sum

@@ -3,7 +3,10 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any
+
+import structlog
 
 from tcpgw.app.alerting import Alerting
 from tcpgw.app.metrics import expose
@@ -11,10 +14,15 @@ from tcpgw.app.picture import Picture
 from tcpgw.app.readings import Reader
 from tcpgw.app.view import Recent, View
 from tcpgw.config import schema
+from tcpgw.process.lag import Lag
 from tcpgw.process.resources import Resources, resources_of
+
+log = structlog.get_logger()
 
 # Seconds between two looks: what the page shows is that old at most, and workers report as often.
 _LOOK = 1.0
+# Seconds between two lines about looks that failed.
+_FAILED = 60.0
 
 
 class Monitor:
@@ -34,7 +42,8 @@ class Monitor:
         self._alerting = alerting
         self._recent = Recent()
         self._reader = Reader(config.alerts.min_volume)
-        self._lag = 0.0
+        self._lag = Lag()
+        self._failed = -inf  # when a look last did, and was told of
         self._view: View | None = None
         self._judges = True
 
@@ -48,16 +57,27 @@ class Monitor:
         self._reader.min_volume = config.alerts.min_volume
 
     async def run(self) -> None:
-        due = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_lag())
+            group.create_task(self._go_on())
+
+    async def _watch_lag(self) -> None:
+        while True:
+            await self._lag.look()
+
+    async def _go_on(self) -> None:
         while True:
             now = time.monotonic()
-            self._lag = max(0.0, now - due)
-            await self._look(now)
-            due = max(now + _LOOK, time.monotonic())
-            await asyncio.sleep(due - time.monotonic())
+            try:
+                await self._look(now)
+            except Exception:  # who looks is not to end what he looks at
+                if now - self._failed >= _FAILED:
+                    self._failed = now
+                    log.exception("not_looked", hint="page, rates and alerts stand still; clients are served")
+            await asyncio.sleep(max(0.0, now + _LOOK - time.monotonic()))
 
     async def _look(self, now: float) -> None:
-        picture = self._picture(self._lag)
+        picture = self._picture(self._lag.greatest)
         processes = await _processes(picture)
         self._view = self._recent.look(picture, processes, now)
         if self._judges:
@@ -74,7 +94,7 @@ class Monitor:
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics as of now, and the content type, for an Accept header."""
         await self._ask()
-        picture = self._picture(self._lag)
+        picture = self._picture(self._lag.greatest)
         processes = await _processes(picture)
         exposition = expose(picture, processes, self._recent.imbalances(picture))
         return await asyncio.to_thread(exposition.render, accept)

@@ -230,11 +230,20 @@ class Relays:
 
         Totals are of all listeners that ever had the name, so they never go down.
         """
+        return self._status({name: self._status_of(pool) for name, pool in self.pools.items()})
+
+    async def status_in_turns(self) -> Figures:
+        """As `status`, service by service: who relays meanwhile waits for one of them at most."""
+        services = {}
+        for name, pool in [*self.pools.items()]:
+            services[name] = self._status_of(pool)
+            await asyncio.sleep(0)
+        return self._status(services)
+
+    def _status(self, services: Figures) -> Figures:
         now = [{listener.name: listener.status()} for listener in (*self.listeners.values(), *self.draining)]
-        services = {name: self._status_of(pool) for name, pool in self.pools.items()}
-        listeners = summed([self._past, *now])
         return {
-            "listeners": listeners,
+            "listeners": summed([self._past, *now]),
             "services": services,
             "overload": self.overload.status(),
             "process": {"lag": self.overload.lag},

@@ -41,6 +41,8 @@ _BEAT = 1.0
 # Endpoints that a report may name each second, or connections whose bytes it adds up: it is made on the loop
 # that relays, 1,000 of the ones and 10,000 of the others in some 3 ms.
 _ENDPOINTS_PER_BEAT, _CONNECTIONS_PER_BEAT = 1000, 10_000
+# Seconds between two reports, however much there is in one: rates of the last 10 s are made of them.
+_SELDOM = 5.0
 # Seconds between two words of how many connections clients have here: the first goes out at once, and those
 # of a flood together.
 _SHARE = 0.005
@@ -75,7 +77,7 @@ class Worker:
             "renewed": self._end_renewal,
             "accept": self._accept,
             "drain": self._drain,
-            "report": self._report,
+            "report": self._report_in_turns,
             "connections": self._connections_listed,
             "trace_begin": self._traced.begin,
             "trace_end": self._traced.end,
@@ -90,14 +92,14 @@ class Worker:
         with handled(signals), ignored(signal.SIGHUP, signal.SIGUSR2):
             async with self._stack:
                 self._stack.push_async_callback(self._background.close)
-                self._background.start(self._beat(), "heartbeat")
+                beating = self._background.start(self._beat(), "heartbeat")
                 self._background.start(self._share_usage(), "usage of limits")
                 said = asyncio.create_task(self._channel.run())
                 leaving = self._asked_to_leave(asked)
                 try:
                     await first(self.done.wait(), self._alone(), leaving, self._background.failed())
                 finally:
-                    await self._say_farewell()
+                    await self._say_farewell(beating)
                     said.cancel()
                     await asyncio.gather(said, return_exceptions=True)
 
@@ -182,6 +184,9 @@ class Worker:
         if self._relays is not None:
             self._relays.trace(tracer)
 
+    async def _report_in_turns(self) -> dict[str, Any]:
+        return await self._relays.status_in_turns() if self._relays else {}
+
     def _report(self) -> dict[str, Any]:
         return self._relays.status() if self._relays else {}
 
@@ -198,9 +203,9 @@ class Worker:
             now = time.monotonic()
             endpoints = sum(len(pool.members) for pool in self._relays.pools.values()) if self._relays else 0
             size = endpoints / _ENDPOINTS_PER_BEAT + self._connections() / _CONNECTIONS_PER_BEAT
-            if now - reported >= _BEAT * size:
+            if now - reported >= min(_SELDOM, _BEAT * size):
                 reported = now
-                self._channel.tell("report", self._report())
+                self._channel.tell("report", await self._report_in_turns())
             else:
                 self._channel.tell("beat")
             await asyncio.sleep(_BEAT)
@@ -250,7 +255,7 @@ class Worker:
         listeners = self._relays.listeners.values() if self._relays else ()
         return sum(len(listener.connections) for listener in listeners)
 
-    async def _say_farewell(self) -> None:
+    async def _say_farewell(self, beating: asyncio.Task[None]) -> None:
         """End what is left, and tell what it all came to."""
         cut = sum(map(_cut, self._report().get("listeners", {}).values()))
         if self._channel.closed.is_set():  # nobody else will say it
@@ -258,6 +263,7 @@ class Worker:
         if self._relays is not None:
             await self._relays.close()
         self._traced.flush()
+        await self._background.stop(beating)  # which may be making a report, and the last one counts
         self._channel.tell("report", {**self._report(), "cut": cut})
         try:
             async with asyncio.timeout(_FLUSH):
