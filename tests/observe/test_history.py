@@ -50,7 +50,7 @@ def test_buckets_of_a_histogram() -> None:
     """Those of one key, by bucket."""
     window = Window(10.0)
     window.add(0.0, {})
-    others = {("t", "other", "4"): 7, ("t", "s"): 3, ("t",): 1}
+    others: dict[Key, float] = {("t", "other", "4"): 7, ("t", "s"): 3, ("t",): 1}
     window.add(1.0, {("t", "s", "4"): 2, ("t", "s", "9"): 1, **others})
     assert window.buckets("t", "s") == {"4": 2, "9": 1}
 
