@@ -131,7 +131,7 @@ def _row(listener: Listener, connection: Connection, since: Mapping[Session, flo
     if session is not None and waiting is None:
         waiting = now - since[session] if in_flight and session in since else 0.0
     return {
-        "id": connection.id,
+        "conn": connection.id,
         "listener": listener.name,
         "client": str(Endpoint(*connection.address)) if connection.address else "unix",
         "service": facts.get("service"),

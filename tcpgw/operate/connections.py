@@ -11,7 +11,7 @@ from tcpgw.operate import figures
 from tcpgw.operate.ask import ConfigFile, ask, out
 
 _COLUMNS = (
-    "worker", "id", "listener", "client", "service", "endpoint", "age", "in", "out", "in flight", "waiting",
+    "worker", "conn", "listener", "client", "service", "endpoint", "age", "in", "out", "in flight", "waiting",
     "connect", "state",
 )  # fmt: skip
 _WHOLE = ("client", "endpoint")
@@ -36,7 +36,7 @@ def connections(
     After it `--slowest` goes by the time that connecting to the instance took, then by age.
 
     A connection of an rpc listener has no endpoint of its own: its requests go to many. `in flight` is not
-    known on tcp listeners. `id` is unique in its worker and listener, and stands in the log.
+    known on tcp listeners. `conn` is unique in its worker and listener, and stands in the log.
 
     Exit code 2: there is no such service.
     """
@@ -59,7 +59,7 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
     waiting = "-" if not one["waiting"] else figures.latency(one["waiting"])
     return (
         str(one["worker"]),
-        str(one["id"]),
+        str(one["conn"]),
         one["listener"],
         one["client"],
         one["service"] or "-",

@@ -17,7 +17,7 @@ _GOOD = {"allowed", "connected", "answered"}
 _BAD = {"denied", "connect_failed", "failed", "dropped", "worker_gone"}
 _BOLD = {"accepted", "closed"}
 # Of each event, what is not told in words of its own.
-_COMMON = {"at", "event", "after", "listener", "id", "client", "worker", "pid", "request"}
+_COMMON = {"at", "event", "after", "listener", "conn", "client", "worker", "pid", "request"}
 # What is counted of that which was not told.
 _LOST = ("connections", "requests", "events")
 
@@ -51,9 +51,9 @@ class Steps:
         """Which connection this is of, counted from 1: ids are each worker's and listener's own."""
         if event["event"] == "worker_gone":
             self._numbers = {of: one for of, one in self._numbers.items() if of[0] != event["pid"]}
-        if "id" not in event:
+        if "conn" not in event:
             return None
-        whose = event["pid"], event["listener"], event["id"]
+        whose = event["pid"], event["listener"], event["conn"]
         if whose not in self._numbers:
             self._connections += 1
             self._numbers[whose] = self._connections
@@ -79,7 +79,7 @@ def _line(event: Event, number: int | None) -> str:
 
 
 def _accepted(event: Event) -> str:
-    where = f"listener {event['listener']}, worker {event['worker']}, id {event['id']}"
+    where = f"listener {event['listener']}, worker {event['worker']}, conn {event['conn']}"
     return f"{event['client']} at {event['to']}; {where}"
 
 

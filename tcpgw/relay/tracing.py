@@ -155,7 +155,7 @@ class Tracer:
             for watch in watches:
                 watch.missed += 1
             return None
-        who = {"listener": listener, "id": id_, "client": written(address)}
+        who = {"listener": listener, "conn": id_, "client": written(address)}
         began = self._wall() - (self._clock() - opened)
         trace = Trace(who, opened, began, self._clock, watches, self._requests)
         trace.add_past(0.0, "accepted", fields)

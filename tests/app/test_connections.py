@@ -36,7 +36,7 @@ async def test_rpc_clients_are_listed_with_what_they_wait_for() -> None:
         found = await rows(made)
         assert [one["in_flight"] for one in found] == [2, 1, 0]
         assert found[0]["waiting"] > found[1]["waiting"] > 0.04 > found[2]["waiting"] == 0.0
-        assert [one["id"] for one in found] == [2, 3, 1]
+        assert [one["conn"] for one in found] == [2, 3, 1]
         known = {"listener": "l", "service": "s", "endpoint": None, "connect_time": None, "state": "open"}
         assert known.items() <= found[0].items()
         assert found[0]["client"].startswith("127.0.0.1:")
@@ -132,7 +132,7 @@ async def test_ten_thousand_do_not_stall_what_is_relayed() -> None:
     task.cancel()
     assert turns >= 10_000 // 64 - 1
     assert found["total"] == 5_000
-    assert [one["id"] for one in found["connections"]] == [1, 3, 5]
+    assert [one["conn"] for one in found["connections"]] == [1, 3, 5]
 
 
 async def test_what_ends_meanwhile_is_not_listed() -> None:

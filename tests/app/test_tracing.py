@@ -107,9 +107,9 @@ async def test_events_come_in_order_with_whose_they_are(make: MakeBed) -> None:
     name = await bed.traces.begin("10.0.0.0/8", 60)
     asked = asyncio.create_task(bed.traces.next(name))
     await asyncio.sleep(0)
-    bed.take(name, "accepted", worker=1, id=7)
+    bed.take(name, "accepted", worker=1, conn=7)
     answer = await asked
-    event = {"at": 1.5, "worker": 2, "pid": 102, "event": "accepted", "id": 7}
+    event = {"at": 1.5, "worker": 2, "pid": 102, "event": "accepted", "conn": 7}
     assert answer == {"events": [event], "over": False}
     bed.take(name, "a", "b")
     bed.take("another", "c")

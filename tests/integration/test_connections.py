@@ -38,7 +38,7 @@ def test_streams_of_all_workers_are_listed(tmp_path: Path) -> None:
         assert {one["worker"] for one in found["connections"]} == {1, 2}
         assert {one["endpoint"] for one in found["connections"]} == {"{}:{}".format(*instance.getsockname())}
         assert {one["state"] for one in found["connections"]} == {"open"}
-        assert len({(one["worker"], one["id"]) for one in found["connections"]}) == len(clients)
+        assert len({(one["worker"], one["conn"]) for one in found["connections"]}) == len(clients)
         assert found["unheard"] == []
 
         wait_until(lambda: listed(run, "--slowest")["connections"][0]["waiting"])

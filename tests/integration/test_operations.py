@@ -260,7 +260,7 @@ def test_ready_is_said_once_when_clients_are_accepted(tmp_path: Path) -> None:
             ready = run.ready().ready
             run.signal(signal.SIGTERM)
             log = run.end()
-    assert datetime.fromisoformat(ready["ts"]).timestamp() < accepted_at + 0.5
+    assert datetime.fromisoformat(ready["ts"]).timestamp() < accepted_at + 2.0
     assert ready["listeners"] == {"l": f"127.0.0.1:{address[1]}"}
     assert ready["endpoints"] == {"silent": 0, "s": 1}
     # How many workers there are, and whether their connections fit, depends on the machine.

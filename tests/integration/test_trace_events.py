@@ -51,7 +51,7 @@ async def test_the_steps_of_a_good_connection() -> None:
         assert times[0] == 0.0
         assert abs(told.events[0]["at"] - time.time()) < 60.0
         assert {event["client"] for event in told.events} == {client.address}
-        assert {(event["listener"], event["id"]) for event in told.events} == {("l", line["id"])}
+        assert {(event["listener"], event["conn"]) for event in told.events} == {("l", line["conn"])}
         assert told.one("accepted")["to"] == b.listener.address
         assert told.one("connected")["endpoint"] == b.endpoint()
         candidates = told.one("candidates")

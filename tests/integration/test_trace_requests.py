@@ -131,4 +131,4 @@ async def test_a_client_that_nobody_traces_is_served_as_ever() -> None:
             await client.call("x")
         assert sorted(session.turn is None for session in sessions(g)) == [False, True]
         assert "answered" in told.names()
-        assert {event["id"] for event in told.events} == {2}
+        assert {event["conn"] for event in told.events} == {2}

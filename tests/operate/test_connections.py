@@ -10,13 +10,13 @@ from tests.support.command import tcpgw
 from tests.support.control import answering
 
 ROW = {
-    "worker": 1, "id": 7, "listener": "l", "client": "[fd00::1]:40000", "service": "s",
+    "worker": 1, "conn": 7, "listener": "l", "client": "[fd00::1]:40000", "service": "s",
     "endpoint": "10.0.0.1:80",
     "age": 75.0, "bytes_in": 2048, "bytes_out": 10, "in_flight": 3, "waiting": 1.25, "connect_time": 0.004,
     "state": "open",
 }  # fmt: skip
 EARLY = ROW | {
-    "id": 8, "service": None, "endpoint": None, "in_flight": None, "waiting": None, "connect_time": None,
+    "conn": 8, "service": None, "endpoint": None, "in_flight": None, "waiting": None, "connect_time": None,
     "state": "setting up",
 }  # fmt: skip
 

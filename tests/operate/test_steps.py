@@ -10,7 +10,7 @@ import pytest
 from tcpgw.operate.steps import Steps
 
 AT = 1_700_000_000.25
-WHO = {"worker": 1, "pid": 100, "listener": "l", "id": 7, "client": "10.0.0.7:51234"}
+WHO = {"worker": 1, "pid": 100, "listener": "l", "conn": 7, "client": "10.0.0.7:51234"}
 
 
 def event(name: str, after: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_a_connection_s_life_is_a_column_of_words(capsys: pytest.CaptureFixture[
         event("closed", 75.0, reason="client_reset", error="gone", bytes_in=2048, bytes_out=10),
     )
     clock = time.strftime("%H:%M:%S", time.localtime(AT))
-    accepted = "accepted       10.0.0.7:51234 at 10.0.0.1:9000; listener l, worker 1, id 7"
+    accepted = "accepted       10.0.0.7:51234 at 10.0.0.1:9000; listener l, worker 1, conn 7"
     assert lines[0] == f"{clock}.250 #1{' ' * 14}{accepted}"
     assert all(re.fullmatch(r"[\d:.]{12} #1     .{7}  \S.*\S", line) for line in lines)
     assert {line.find("a:1 in") for line in lines} == {-1, 44}

@@ -10,7 +10,7 @@ from tcpgw.app.control import RefusedError
 from tests.support.command import tcpgw
 from tests.support.control import answering
 
-WHO = {"worker": 1, "pid": 100, "listener": "l", "id": 7, "client": "10.0.0.7:51234"}
+WHO = {"worker": 1, "pid": 100, "listener": "l", "conn": 7, "client": "10.0.0.7:51234"}
 EVENT = {"at": 1.0, "event": "allowed", "after": 0.5, **WHO}
 
 
