@@ -36,9 +36,9 @@ class Which(Nothing):
 
 
 class Weight(Which):
-    """An endpoint and its weight."""
+    """An endpoint and its weight, None for discovery's."""
 
-    weight: StrictInt = Field(ge=0, le=MAX_WEIGHT)
+    weight: StrictInt | None = Field(ge=1, le=MAX_WEIGHT)
 
 
 class Alert(Nothing):

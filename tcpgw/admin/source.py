@@ -40,10 +40,10 @@ class Source(Protocol):
         """Give an endpoint nothing new, until `undrain`."""
 
     async def undrain(self, endpoint: str, service: str | None) -> Any:
-        """Give an endpoint again what discovery says. Idempotent."""
+        """Take `drain` back: it has the weight that was given to it last, else discovery's. Idempotent."""
 
-    async def weight(self, endpoint: str, weight: int, service: str | None) -> Any:
-        """Give an endpoint another weight than discovery says, until `undrain`."""
+    async def weight(self, endpoint: str, weight: int | None, service: str | None) -> Any:
+        """Give an endpoint another weight than discovery says, until None gives that back."""
 
     async def silence(self, alert: str, labels: Mapping[str, str], seconds: float, comment: str) -> Any:
         """Send no notices of an alert for so long."""

@@ -178,6 +178,7 @@ ACTIONS = {
     "drain": (DRAIN | {"service": "ranker"}, ("drain", "10.0.1.11:8080", "ranker")),
     "undrain": (DRAIN, ("undrain", "10.0.1.11:8080", None)),
     "weight": (DRAIN | {"weight": 7}, ("weight", "10.0.1.11:8080", 7, None)),
+    "reset": (DRAIN | {"weight": None}, ("weight", "10.0.1.11:8080", None, None)),
     "silence": (
         {"alert": "no_endpoint", "labels": {"service": "ranker"}, "seconds": 3600, "comment": "known"},
         ("silence", "no_endpoint", {"service": "ranker"}, 3600, "known"),
@@ -187,10 +188,11 @@ ACTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-async def test_an_action_is_done(http: ClientSession, source: Pretended, name: str) -> None:
+@pytest.mark.parametrize("case", ACTIONS)
+async def test_an_action_is_done(http: ClientSession, source: Pretended, case: str) -> None:
     """With the token, as its body says; what it returns is the answer."""
-    body, done = ACTIONS[name]
+    body, done = ACTIONS[case]
+    name = done[0]
     async with served(source, settings(token=TOKEN)) as base:
         status, said = await answer(http, "POST", f"{base}/actions/{name}", json=body, headers=BEARER)
     assert (status, list(said)) == (200, ["result"])
@@ -203,7 +205,8 @@ async def test_an_action_is_done(http: ClientSession, source: Pretended, name: s
         ("drain", {}, "endpoint: Field required"),
         ("drain", {"endpoint": "ranker:80"}, "endpoint: "),
         ("drain", DRAIN | {"weight": 1}, "weight: Extra inputs"),
-        ("weight", DRAIN | {"weight": -1}, "weight: "),
+        ("weight", DRAIN, "weight: Field required"),
+        ("weight", DRAIN | {"weight": 0}, "weight: "),
         ("weight", DRAIN | {"weight": 65536}, "weight: "),
         ("weight", DRAIN | {"weight": True}, "weight: "),
         ("silence", {"alert": "a", "seconds": 1e9}, "seconds: "),

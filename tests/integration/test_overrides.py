@@ -13,6 +13,7 @@ import pytest
 from tcpgw.client import SyncClient
 from tcpgw.service import Service
 from tests.support.load import Background
+from tests.support.monitoring import Watched
 from tests.support.processes import PATIENCE, Address, free_port, wait_until
 from tests.support.rpc_ends import served
 from tests.support.workers import Run, config_of, exchange_often, runs, unharmed
@@ -221,3 +222,21 @@ def test_a_drain_loses_no_request(tmp_path: Path) -> None:
             assert run.command("undrain", one).returncode == 0
             wait_until(lambda: counts["one"] > 50)
         assert set(counts) == {"one", "two"}
+
+
+def test_a_weight_is_given_and_reset_over_http(tmp_path: Path, background: Background) -> None:
+    """Null gives back what discovery says; `undrain` does not, and leaves the weight that was given."""
+    run = Watched(tmp_path, background.instances)
+    first = text(background.instances[0])
+
+    def now() -> list[object]:
+        one = run.status()["services"]["s"]["endpoints"][first]
+        return [one["weight"], one.get("override")]
+
+    with run.started():
+        run.act("weight", endpoint=first, weight=7)
+        assert now() == [7, "weight"]
+        run.act("undrain", endpoint=first)
+        assert now() == [7, "weight"]
+        run.act("weight", endpoint=first, weight=None)
+        assert now() == [1, None]

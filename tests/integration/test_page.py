@@ -177,6 +177,31 @@ async def test_an_endpoint_is_drained_by_its_button(browser: Browser, source: Pr
         assert complaints.all == []
 
 
+async def test_a_weight_is_reset_by_its_button(browser: Browser, source: Pretended) -> None:
+    """To discovery's, which is said before; one that is drained is offered that weight, as 0 is none."""
+    shown = calm()
+    weighed, drained = shown["services"][0]["endpoints"][1:3]
+    weighed |= {"weight": 5, "given_weight": 10, "override": "weight"}
+    drained |= {"state": "draining", "weight": 0, "given_weight": 3, "override": "drained"}
+    source.shown = shown
+    async with served(source, settings(token=TOKEN)) as base:
+        page, complaints = await logged_in(browser, base)
+        dialog = page.get_by_role("dialog")
+        await page.get_by_role("button", name=f"Reset {weighed['endpoint']}").click()
+        await expect(dialog).to_contain_text("discovery says, 10")
+        await dialog.get_by_role("button", name="Reset").click()
+        await until(lambda: source.done == [("weight", weighed["endpoint"], None, "ranker")])
+        await expect(page.locator("#toast")).to_contain_text("weight of discovery again")
+
+        await page.get_by_role("button", name=f"Weight of {SICK}").click()
+        await expect(dialog.get_by_label("Weight")).to_have_value("3")
+        await expect(dialog).to_contain_text("has it when it is undrained")
+        await dialog.get_by_role("button", name="Cancel").click()
+        await page.get_by_role("button", name=f"Undrain {SICK}").click()
+        await expect(dialog).to_contain_text("given by hand")
+        assert complaints.all == []
+
+
 async def test_by_keyboard_alone(browser: Browser, source: Pretended) -> None:
     """Tab leads to each button, its focus is seen and survives views; Enter asks, and Enter confirms."""
     async with served(source, settings(token=TOKEN)) as base:
@@ -213,9 +238,11 @@ async def test_other_actions(browser: Browser, source: Pretended) -> None:
         page, complaints = await logged_in(browser, base)
         dialog = page.get_by_role("dialog")
         await page.get_by_role("button", name=f"Weight of {SICK}").click()
-        await dialog.get_by_label("Weight").fill("70000")
-        await dialog.get_by_role("button", name="Set weight").click()
-        assert source.done == []
+        for refused in ("0", "70000"):
+            await dialog.get_by_label("Weight").fill(refused)
+            await dialog.get_by_role("button", name="Set weight").click()
+            await expect(dialog).to_be_visible()
+            assert source.done == []
         await dialog.get_by_label("Weight").fill("7")
         await page.keyboard.press("Enter")
         await until(lambda: source.done == [("weight", SICK, 7, "ranker")])

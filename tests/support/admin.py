@@ -60,7 +60,7 @@ class Pretended:
     async def undrain(self, endpoint: str, service: str | None) -> Any:
         return self._do("undrain", endpoint, service)
 
-    async def weight(self, endpoint: str, weight: int, service: str | None) -> Any:
+    async def weight(self, endpoint: str, weight: int | None, service: str | None) -> Any:
         return self._do("weight", endpoint, weight, service)
 
     async def silence(self, alert: str, labels: Mapping[str, str], seconds: float, comment: str) -> Any:

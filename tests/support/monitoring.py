@@ -36,6 +36,16 @@ class Watched(Run):
             body: bytes = response.read()
             return body
 
+    def act(self, name: str, **body: Any) -> Any:
+        """Do it over HTTP."""
+        request = urllib.request.Request(
+            f"http://{self.admin}/actions/{name}",
+            json.dumps(body).encode(),
+            {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return json.loads(response.read())["result"]
+
     def scrape(self) -> Series:
         return {
             (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value

@@ -87,22 +87,36 @@ export function drain(service, endpoint) {
   });
 }
 
-export function undrain(service, endpoint, weight) {
+export function undrain(service, endpoint, given) {
   open({
-    title: `Give ${endpoint} its own weight again?`,
-    text: `It gets the weight that discovery says, ${weight}, and its share of ${service} with it.`,
+    title: `Give ${endpoint} its share of ${service} again?`,
+    text: `It has the weight that was given by hand, where one was, else that of discovery, ${given}.`,
     button: "Give it back",
     name: "undrain",
     body: () => ({ endpoint, service }),
+    done: `${endpoint} is no longer drained`,
+  });
+}
+
+export function reset(service, endpoint, given) {
+  open({
+    title: `Reset the weight of ${endpoint}?`,
+    text: `It gets the weight that discovery says, ${given}, and its share of ${service} with it.`,
+    button: "Reset",
+    name: "weight",
+    body: () => ({ endpoint, service, weight: null }),
     done: `${endpoint} has the weight of discovery again`,
   });
 }
 
-export function weigh(service, endpoint, weight, given) {
-  byId("weight").value = weight;
+export function weigh(service, one) {
+  const { endpoint, weight, given_weight: given } = one;
+  // 0 is no weight to give: discovery's is the nearest to what is meant.
+  byId("weight").value = weight || given || 1;
+  const until = one.override === "drained" ? "It is drained, and has it when it is undrained." : "It holds until it is reset.";
   open({
     title: `Weight of ${endpoint}`,
-    text: `Relative to the other endpoints of ${service}; discovery says ${given}. It holds until it is reset.`,
+    text: `Relative to the other endpoints of ${service}; discovery says ${given}. ${until}`,
     button: "Set weight",
     field: "weight",
     name: "weight",

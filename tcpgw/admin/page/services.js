@@ -111,7 +111,8 @@ class Card {
     const endpoint = this.service.endpoints.find((one) => one.endpoint === address);
     if (!endpoint) return;
     const given = endpoint.given_weight;
-    if (button.dataset.act === "weight") dialogs.weigh(this.service.name, address, endpoint.weight, given);
+    if (button.dataset.act === "weight") dialogs.weigh(this.service.name, endpoint);
+    else if (button.dataset.act === "reset") dialogs.reset(this.service.name, address, given);
     else if (button.dataset.act === "undrain") dialogs.undrain(this.service.name, address, given);
     else dialogs.drain(this.service.name, address);
   }
@@ -145,7 +146,7 @@ function row(node, one) {
   say(parts.failures, format.count(one.failures));
   say(parts.why, one.why);
   const word = { drained: "Undrain", weight: "Reset" }[one.override] ?? "Drain";
-  mark(parts.drain, "act", one.override ? "undrain" : "drain");
+  mark(parts.drain, "act", word.toLowerCase());
   say(parts.drain, word);
   label(parts.drain, `${word} ${one.endpoint}`);
   label(parts.edit, `Weight of ${one.endpoint}`);
