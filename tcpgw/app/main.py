@@ -5,7 +5,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,16 +56,14 @@ async def run(config: schema.Config, path: Path) -> None:
             operation = Operation(supervisor, manager)
             stack.push_async_callback(operation.give_up)
             stack.enter_context(handled(operation.signals))
-            shown = Shown(supervisor.monitor, operation.methods, supervisor.readiness)
-            await supervisor.admin.serve(config.gateway, supervisor.admin.sockets, shown)
-            control = controlled(path, operation.methods)
+            asked = _asked(supervisor, operation)
             if not handover.is_one:
-                await stack.enter_async_context(control)
+                await stack.enter_async_context(asked)
             # A start may wait long for discovery, and whoever ends it meanwhile must not.
             await first(end.asked.wait(), supervisor.start(), supervisor.failed())
             if not end.asked.is_set():
                 if handover.is_one:  # not before: the predecessor is asked until this one serves
-                    await stack.enter_async_context(control)
+                    await stack.enter_async_context(asked)
                 _say_ready(supervisor, manager, sorted(given))
                 handover.accept(supervisor.sockets.values())
                 operation.started.set()
@@ -77,6 +75,16 @@ async def run(config: schema.Config, path: Path) -> None:
                     manager = Notifier()
             await operation.give_up()
             await _drain(supervisor, manager, end, operation.taken)
+
+
+@contextlib.asynccontextmanager
+async def _asked(supervisor: Supervisor, operation: "Operation") -> AsyncIterator[None]:
+    """Answer on the admin server and the control socket; the supervisor ends the former itself."""
+    admin = supervisor.admin
+    shown = Shown(supervisor.monitor, operation.methods, supervisor.readiness)
+    await admin.serve(supervisor.config.gateway, admin.sockets, shown)
+    async with controlled(supervisor.path, operation.methods):
+        yield
 
 
 def _say_ready(supervisor: Supervisor, manager: Notifier, passed: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.load import Background
+from tests.support.monitoring import Watched
 from tests.support.processes import PATIENCE, free_port, wait_until
 from tests.support.workers import Run, config_of, runs, unharmed
 
@@ -129,6 +130,32 @@ def test_a_successor_that_dies_in_its_start_changes_nothing(tmp_path: Path, back
         assert run.command("reload").returncode == 0
         load.goes_on()
     unharmed(load)
+
+
+def test_who_looks_sees_the_one_that_serves(tmp_path: Path, background: Background) -> None:
+    """While a successor starts: ready, with the old one's figures; from then on with the new one's."""
+    run = Watched(tmp_path, background.instances)
+    before = run.file.read_text()
+
+    def told() -> tuple[bytes, int]:
+        return run.get("/readyz"), json.loads(run.get("/status"))["pid"]
+
+    with socket.create_server(("127.0.0.1", 0)) as api, run.started() as gateway:
+        run.file.write_text(before + waiting(api))
+        gateway.process.send_signal(signal.SIGUSR2)
+        successor = successor_of(run, gateway.process.pid)
+        api.accept()[0].detach()  # it waits for discovery now
+        ready = b'{"status":"ready"}'
+        assert {told() for _ in range(20)} == {(ready, gateway.process.pid)}
+        os.kill(successor, signal.SIGKILL)
+        wait_until(lambda: gateway.events("upgrade_failed"))
+        run.file.write_text(before)
+        gateway.process.send_signal(signal.SIGUSR2)
+        assert gateway.process.wait(PATIENCE) == 0
+        (upgraded,) = gateway.events("upgraded")
+        assert told() == (ready, upgraded["successor"])
+        os.kill(upgraded["successor"], signal.SIGTERM)
+        wait_until(lambda: not runs(upgraded["successor"]))
 
 
 def test_a_stop_ends_an_upgrade_too(tmp_path: Path, background: Background) -> None:
