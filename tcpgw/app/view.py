@@ -21,6 +21,7 @@ _NOW, _LATELY = 10.0, 60.0
 _CHARTED = 300
 # Picks of a service in the last minute below which chance alone decides who got most.
 _ENOUGH = 100
+_NEVER_ASKED = {"calls": 0, "errors": 0, "answered_at": None, "last_error": ""}
 _PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 
@@ -155,7 +156,7 @@ class Recent:
 
     def _service(self, picture: Picture, settings: schema.Service, imbalances: Mapping[str, float]) -> View:
         name, snapshot = settings.name, picture.snapshots.get(settings.name)
-        asked = picture.discovery.get(name, {"calls": 0, "errors": 0, "last_error": ""})
+        asked = picture.discovery.get(name, _NEVER_ASKED)
         endpoints = self._endpoints(picture, name)
         latency_of, buckets = "request", self.now.buckets("latency", name)
         if not buckets:
@@ -179,7 +180,7 @@ class Recent:
             "imbalance": imbalances.get(name),
             "discovery": {
                 "type": settings.discovery.type,
-                **{key: asked[key] for key in ("calls", "errors", "last_error")},
+                **{key: asked[key] for key in _NEVER_ASKED},
             },
             "endpoints": endpoints,
         }

@@ -155,7 +155,9 @@ PANIC = _gauge("panic", "1 while that is so.", "service")
 
 SNAPSHOT_VERSION = _gauge("snapshot_version", "Version of the snapshot in force.", "service")
 SNAPSHOT_TAKEN = _gauge(
-    "snapshot_taken_timestamp_seconds", "Unix time at which the snapshot in force was taken.", "service"
+    "snapshot_taken_timestamp_seconds",
+    "Unix time of the answer with which the snapshot in force changed last.",
+    "service",
 )
 DISCOVERY_CALLS = _counter("discovery_calls", "Times that a service's endpoints were asked for.", "service")
 DISCOVERY_ERRORS = _counter("discovery_errors", "Of these, those that failed.", "service")

@@ -123,6 +123,17 @@ def test_states_and_what_an_operator_said() -> None:
     assert view["services"][0]["panic"] is True
 
 
+def test_when_discovery_answered_last_and_when_that_was_news() -> None:
+    """An answer that changes nothing leaves the snapshot as old as it is."""
+    asked = {"calls": 9, "errors": 1, "last_error": "", "answered_at": NOW - 1}
+    _, view = seen({}, {}, discovery={"s": asked}, snapshots={"s": snapshot(1, taken_at=NOW - 500)})
+    (service,) = view["services"]
+    assert service["discovery"] == {"type": "static", **asked}
+    assert service["snapshot"] == {"version": 7, "taken_at": NOW - 500, "age": 500.0}
+    _, view = seen({}, {})
+    assert view["services"][0]["discovery"]["answered_at"] is None
+
+
 def test_workers_and_what_they_take() -> None:
     """CPU in cores between two looks; of a process that was not seen before none."""
     recent = Recent()

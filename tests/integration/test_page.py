@@ -90,6 +90,22 @@ async def test_what_goes_on_is_seen_as_it_happens(browser: Browser, source: Pret
         assert complaints.all == []
 
 
+async def test_an_unchanged_answer_is_an_answer(browser: Browser, source: Pretended) -> None:
+    """How old the list is and when discovery answered last are two things; "never" is since the start."""
+    shown = calm()
+    shown["services"][0] |= {"snapshot": {"version": 17, "taken_at": shown["at"] - 4000, "age": 4000.0}}
+    shown["services"][0]["discovery"] |= {"answered_at": shown["at"] - 10}
+    shown["services"][1]["discovery"] |= {"answered_at": None}
+    source.shown = shown
+    async with served(source) as base:
+        page, _ = await opened(browser, base)
+        rows = page.locator("#discovery tr")
+        await expect(rows.nth(0)).to_contain_text("10 s ago")
+        await expect(rows.nth(1)).to_contain_text("never")
+        card = page.locator(".service").first
+        await expect(card).to_contain_text("snapshot 17, unchanged for 1 h 6 min")
+
+
 @pytest.mark.parametrize(
     ("name", "context"),
     [

@@ -124,7 +124,13 @@ def service(name: str, endpoints: list[Json], **more: Any) -> Json:
         "snapshot": {"version": 17, "taken_at": time.time() - 4, "age": 4.0},
         "panic": False,
         "imbalance": 1.08,
-        "discovery": {"type": "modelarts", "calls": 412, "errors": 0, "last_error": ""},
+        "discovery": {
+            "type": "modelarts",
+            "calls": 412,
+            "errors": 0,
+            "answered_at": time.time() - 4,
+            "last_error": "",
+        },
         "endpoints": endpoints,
         **more,
     }

@@ -41,6 +41,7 @@ def troubled(**more: Any) -> Json:
         "type": "modelarts",
         "calls": 398,
         "errors": 7,
+        "answered_at": None,
         "last_error": "ModelArts answered 429 (request 4f1c)",
     }
     services = [

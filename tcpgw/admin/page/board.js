@@ -142,10 +142,10 @@ function discovery(view) {
   list(byId("clouds"), view.clouds, (one) => one.name, "t-cloud", cloud);
   list(byId("discovery"), view.services, (one) => one.name, "t-discovery", (node, service) => {
     const parts = fields(node);
-    const { type, calls, errors, last_error: last } = service.discovery;
+    const { type, calls, errors, answered_at: at, last_error: last } = service.discovery;
     say(parts.name, service.name);
     say(parts.type, type);
-    say(parts.age, service.snapshot?.age == null ? "never" : `${format.duration(service.snapshot.age)} ago`);
+    say(parts.answered, at == null ? "never" : `${format.duration(view.at - at)} ago`);
     say(parts.calls, format.count(calls));
     say(parts.errors, format.count(errors));
     say(parts.error, last);

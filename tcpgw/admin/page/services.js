@@ -127,7 +127,8 @@ function summary(service) {
   const counts = new Map();
   for (const one of service.endpoints) counts.set(one.state, (counts.get(one.state) ?? 0) + 1);
   const states = STATES.filter((state) => counts.has(state)).map((state) => `${format.count(counts.get(state))} ${state}`);
-  const snapshot = service.snapshot?.version == null ? "no snapshot yet" : `snapshot ${service.snapshot.version}, ${format.duration(service.snapshot.age)} old`;
+  const { version, age } = service.snapshot ?? {};
+  const snapshot = version == null ? "no snapshot yet" : `snapshot ${version}, unchanged for ${format.duration(age)}`;
   return [...states, snapshot].join(" · ");
 }
 
