@@ -8,12 +8,10 @@ import asyncio
 from collections.abc import Callable
 
 import orjson
-import structlog
 from aiohttp import web
 
+from tcpgw.admin.faults import Faults
 from tcpgw.admin.source import Json, Source
-
-log = structlog.get_logger()
 
 # Browsers allow six connections to a server and people have few screens; each costs an encoded view a second.
 MOST = 32
@@ -30,9 +28,10 @@ _RETRY = b"retry: 1000\n\n"
 class Events:
     """Subscribers of one source's views, which end when `over` is set."""
 
-    def __init__(self, source: Source, over: asyncio.Event) -> None:
+    def __init__(self, source: Source, over: asyncio.Event, faults: Faults) -> None:
         self._source = source
         self._over = over
+        self._faults = faults
         self._subscribers = 0
         self._view: Json | None = None
         self._encoded = b""
@@ -52,8 +51,8 @@ class Events:
             await self._send(request, response, may_go_on)
         except (TimeoutError, ConnectionError):
             _abort(request)
-        except Exception:  # not for the server, which would begin an answer in the middle of this one
-            log.exception("admin_failed", path=request.path)
+        except Exception as exc:  # noqa: BLE001 - the server would begin an answer in the middle of this one
+            self._faults.add(exc, request.path)
             _abort(request)
         finally:
             self._subscribers -= 1

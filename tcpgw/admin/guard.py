@@ -196,7 +196,10 @@ class Guard:
         if asked.site and asked.site not in {"same-origin", "none"}:
             return False
         if asked.origin:
-            authority = urlsplit(asked.origin).netloc.lower()
+            try:
+                authority = urlsplit(asked.origin).netloc.lower()
+            except ValueError:  # such as http://[
+                return False
             return bool(authority) and (authority == asked.host.lower() or _name(authority) in self._names)
         return True if asked.site == "same-origin" else None
 

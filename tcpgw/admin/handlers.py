@@ -13,6 +13,7 @@ from pydantic import Field
 from tcpgw.admin.actions import ACTIONS, BadRequestError, Nothing, read
 from tcpgw.admin.assets import Asset
 from tcpgw.admin.events import Events
+from tcpgw.admin.faults import Faults
 from tcpgw.admin.guard import Asked, Guard, Need, Refused
 from tcpgw.admin.sessions import LASTS
 from tcpgw.admin.source import Source
@@ -41,10 +42,12 @@ class Login(Nothing):
 class Handlers:
     """Of one server; `over` ends its streams."""
 
-    def __init__(self, settings: Admin, source: Source, guard: Guard, over: asyncio.Event) -> None:
+    def __init__(
+        self, settings: Admin, source: Source, guard: Guard, over: asyncio.Event, faults: Faults
+    ) -> None:
         self._source = source
         self._guard = guard
-        self._events = Events(source, over)
+        self._events = Events(source, over, faults)
         # Browsers send cookies to all ports of a host, and another gateway may have one of them.
         self._cookie = f"tcpgw_{settings.bind.port}"
 

@@ -12,19 +12,17 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import cast
 
-import structlog
 from aiohttp import web
 
 from tcpgw.admin import assets
 from tcpgw.admin.actions import BadRequestError
 from tcpgw.admin.connections import Connections
+from tcpgw.admin.faults import Faults
 from tcpgw.admin.guard import Guard, Refused
 from tcpgw.admin.handlers import Handler, Handlers, json_error
 from tcpgw.admin.source import Source
 from tcpgw.config.admin import Admin
 from tcpgw.errors import TcpgwError
-
-log = structlog.get_logger()
 
 # Seconds, above the 15 between two questions of Prometheus.
 _IDLE = 20.0
@@ -60,6 +58,7 @@ class AdminServer:
         self._settings = settings
         self._source = source
         self._guard = Guard(settings, clock)
+        self._faults = Faults(clock)
 
     @contextlib.asynccontextmanager
     async def serving(self, sock: socket.socket) -> AsyncIterator[None]:
@@ -69,9 +68,9 @@ class AdminServer:
         it over. Raises OSError where it cannot be listened on.
         """
         over = asyncio.Event()
-        handlers = Handlers(self._settings, self._source, self._guard, over)
+        handlers = Handlers(self._settings, self._source, self._guard, over, self._faults)
         connections = Connections()
-        app = web.Application(client_max_size=_LONGEST, middlewares=[connections.stay, _answer])
+        app = web.Application(client_max_size=_LONGEST, middlewares=[connections.stay, self._answer])
         app.on_response_prepare.append(_add_headers)
         app.add_routes(handlers.routes(await asyncio.to_thread(assets.load)))
         runner = web.AppRunner(
@@ -94,6 +93,45 @@ class AdminServer:
             over.set()
             await runner.cleanup()
 
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Make every error JSON, and have the answer taken in time."""
+        transport = request.transport
+        if transport is not None:
+            # So that who waits for a write waits until the kernel has all of it.
+            transport.set_write_buffer_limits(high=0)
+        response = await self._response(request, handler)
+        if response.prepared or transport is None:
+            return response
+        try:
+            async with asyncio.timeout(_SLOWEST):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            transport.abort()
+        return response
+
+    async def _response(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Refused as exc:
+            return json_error(exc.status, str(exc), wait=exc.wait)
+        except BadRequestError as exc:
+            return json_error(400, str(exc))
+        except TcpgwError as exc:
+            return json_error(409 if exc.blame == "operator" else 503, str(exc))
+        except web.HTTPException as exc:
+            return json_error(exc.status, _told(exc), allow=exc.headers.get("Allow", ""))
+        except web.RequestPayloadError:
+            return json_error(400, "the body cannot be read: it is not encoded as its head says")
+        except TimeoutError:
+            return json_error(504, "the gateway did not answer in time: what was asked for may still be done")
+        except ConnectionError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - told of as often as is good
+            self._faults.add(exc, request.path)
+            return json_error(500, "a fault of the gateway's: its log has the details")
+
 
 async def _listen(sock: socket.socket, connection: Callable[[], asyncio.Protocol]) -> asyncio.Server:
     loop = asyncio.get_running_loop()
@@ -110,47 +148,6 @@ async def _listen(sock: socket.socket, connection: Callable[[], asyncio.Protocol
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
     response.headers.pop("Server", None)
-
-
-@web.middleware
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Make every error JSON, and have the answer taken in time."""
-    transport = request.transport
-    if transport is not None:
-        # So that who waits for a write waits until the kernel has all of it.
-        transport.set_write_buffer_limits(high=0)
-    response = await _response(request, handler)
-    if response.prepared or transport is None:
-        return response
-    try:
-        async with asyncio.timeout(_SLOWEST):
-            await response.prepare(request)
-            await response.write_eof()
-    except TimeoutError:
-        transport.abort()
-    return response
-
-
-async def _response(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Refused as exc:
-        return json_error(exc.status, str(exc), wait=exc.wait)
-    except BadRequestError as exc:
-        return json_error(400, str(exc))
-    except TcpgwError as exc:
-        return json_error(409 if exc.blame == "operator" else 503, str(exc))
-    except web.HTTPException as exc:
-        return json_error(exc.status, _told(exc), allow=exc.headers.get("Allow", ""))
-    except web.RequestPayloadError:
-        return json_error(400, "the body cannot be read: it is not encoded as its head says")
-    except TimeoutError:
-        return json_error(504, "the gateway did not answer in time: what was asked for may still be done")
-    except ConnectionError:
-        raise
-    except Exception:
-        log.exception("admin_failed", path=request.path)
-        return json_error(500, "a fault of the gateway's: its log has the details")
 
 
 def _told(exc: web.HTTPException) -> str:

@@ -39,10 +39,13 @@ class Exposition(Collector):
                 yield _family(metric, self._values[metric])
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the text, and the content type, that suit an Accept header."""
+        """Return the text, and the content type, that suit an Accept header, Prometheus' own if none does."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # it has a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(registry), content_type
 
 

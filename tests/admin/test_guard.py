@@ -177,6 +177,7 @@ def test_a_session_reads_and_acts_from_its_page() -> None:
         {"origin": "", "site": ""},
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://localhost:9081"},
         {"site": "cross-site"},
         {"site": "same-site"},

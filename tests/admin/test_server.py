@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, UnixConnector
+from structlog.testing import capture_logs
 
 from tcpgw.admin import handlers, server
 from tcpgw.admin.assets import load
@@ -104,6 +105,32 @@ async def test_errors_say_what_to_do(http: ClientSession, source: Pretended) -> 
         status, said = await answer(http, "GET", f"{base}/status")
         assert status == 500
         assert "hush" not in said["error"]
+
+
+async def test_faults_do_not_flood_the_log(http: ClientSession, source: Pretended) -> None:
+    """One line with its traceback a minute, and how many more there were, pages and streams together."""
+    now = 1000.0
+    source.error = RuntimeError("hush")
+    with socket.create_server(("127.0.0.1", 0)) as sock, capture_logs() as lines:
+        serving = server.AdminServer(settings(), source, clock=lambda: now).serving(sock)
+        async with serving:
+            url = f"http://127.0.0.1:{sock.getsockname()[1]}/status"
+            for _ in range(5):
+                assert (await answer(http, "GET", url))[0] == 500
+            now += 61
+            assert (await answer(http, "GET", url))[0] == 500
+    told = [line for line in lines if line["event"] == "admin_failed"]
+    assert [(line["path"], line["more"], line["exc_info"]) for line in told] == [
+        ("/status", 0, source.error),
+        ("/status", 4, source.error),
+    ]
+
+
+async def test_an_origin_that_is_none(http: ClientSession, source: Pretended) -> None:
+    """It is another page's."""
+    async with served(source) as base:
+        assert (await answer(http, "GET", f"{base}/view", headers={"Origin": "http://["}))[0] == 403
+        assert (await answer(http, "POST", f"{base}/logout", headers={"Origin": "http://["}))[0] == 200
 
 
 async def test_a_source_that_does_not_answer(

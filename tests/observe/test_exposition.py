@@ -53,6 +53,8 @@ def test_the_form_is_what_was_asked_for() -> None:
     data, content_type = everything().render(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     assert data.endswith(b"# EOF\n")
+    for accept in ("application/openmetrics-text;version=abc", "text/plain;version=1.x"):
+        assert everything().render(accept)[1].startswith("text/plain; version=0.0.4")
     assert everything().render("text/html")[1].startswith("text/plain; version=0.0.4")
 
 
