@@ -20,7 +20,7 @@ from tcpgw.health import probes, schedule
 from tcpgw.health.active import Checks
 from tcpgw.health.exchange import Secure
 from tcpgw.health.panel import Panel
-from tcpgw.health.verdict import Outcome, State, Terms
+from tcpgw.health.verdict import SICK, Outcome, State, Terms
 from tcpgw.observe.totals import Figures
 
 log = structlog.get_logger()
@@ -37,7 +37,6 @@ Happened = Mapping[str, Iterable[Told]]
 # end, as each telling looks at all endpoints.
 _BURST, _PAUSE = 8, 0.05
 
-_BAD = frozenset({State.UNHEALTHY, State.EJECTED})
 _PANIC = (
     "fewer are usable than health.panic says, so all are used, the sick too: endpoint_state said what is "
     "wrong with each. Where they work all the same, the check is wrong: see health.active"
@@ -275,12 +274,12 @@ class _Judge:
     def _say(self) -> None:
         for endpoint, before, after, why in self._panel.changes():
             self._why.pop(endpoint, None)
-            if after in _BAD or after is State.TRIAL:
+            if after in SICK or after is State.TRIAL:
                 self._why[endpoint] = why
             if State.REMOVED in (before, after):  # snapshot_published has it
                 continue
             event = "endpoint_spared" if before == after else "endpoint_state"
-            say = log.warning if after in _BAD or before == after else log.info
+            say = log.warning if after in SICK or before == after else log.info
             if (before, after) == (State.UNKNOWN, State.HEALTHY):  # a line for each of them at every start
                 say = log.debug
             say(

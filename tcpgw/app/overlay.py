@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 from tcpgw.app.control import RefusedError
 from tcpgw.endpoints import Endpoint, Member, Snapshot
-from tcpgw.health.verdict import State
-
-_SICK = frozenset({State.UNHEALTHY, State.EJECTED})
+from tcpgw.health.verdict import State, may_be_given
 
 
 class Override(NamedTuple):
@@ -62,7 +60,7 @@ class Known:
 
     def usable(self, endpoint: Endpoint) -> bool:
         """Whether it may be given something, as far as is known."""
-        return self.weight(endpoint) > 0 and self.states.get(endpoint) not in _SICK
+        return may_be_given(self.weight(endpoint), self.states.get(endpoint))
 
 
 def decide(

@@ -7,11 +7,9 @@ from typing import Any, Self
 
 from tcpgw.config import schema
 from tcpgw.endpoints import Snapshot
-from tcpgw.health.verdict import State
+from tcpgw.health.verdict import may_be_given
 from tcpgw.observe.totals import Figures
 from tcpgw.process.worker import WorkerProcess
-
-_OUT = frozenset({State.UNHEALTHY.value, State.EJECTED.value})
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,9 @@ class Picture:
     def usable(self, service: str) -> tuple[int, int]:
         """How many endpoints may be given something, and how many have a weight."""
         snapshot = self.snapshots.get(service)
-        weighted = [str(endpoint) for endpoint, weight in snapshot.members if weight] if snapshot else []
+        weights = {str(one): weight for one, weight in snapshot.members if weight} if snapshot else {}
         states = self.states(service)
-        return sum(states.get(one) not in _OUT for one in weighted), len(weighted)
+        return sum(may_be_given(weight, states.get(one)) for one, weight in weights.items()), len(weights)
 
 
 def is_asked_again(service: schema.Service) -> bool:

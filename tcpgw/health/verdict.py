@@ -58,6 +58,15 @@ class State(StrEnum):
     REMOVED = "removed"  # in no snapshot, no longer or not yet
 
 
+SICK = frozenset({State.UNHEALTHY, State.EJECTED})
+"""Who is given nothing, but in a panic."""
+
+
+def may_be_given(weight: int, state: str | None) -> bool:
+    """Whether an endpoint of this weight and state may be given something, be it a trial; None: not known."""
+    return weight > 0 and state not in SICK
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """By what a service's endpoints are judged. Times in seconds, all but `slow_start` more than 0."""

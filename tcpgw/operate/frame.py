@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tcpgw.health.verdict import may_be_given
 from tcpgw.operate.alerts import labelled, ordered
 from tcpgw.operate.figures import age, latency, rate, share, size
 from tcpgw.operate.grid import Column, grid
@@ -224,7 +225,7 @@ def _services(view: View) -> _Section:
 
 def _service(one: dict[str, Any]) -> Cells:
     weighed = [each for each in one["endpoints"] if each["weight"] > 0]
-    usable = sum(each["state"] not in {"unhealthy", "ejected"} for each in weighed)
+    usable = sum(may_be_given(each["weight"], each["state"]) for each in weighed)
     error = one["discovery"]["last_error"]
     notes = ["panic"] * bool(one["panic"]) + ["discovery fails"] * bool(error)
     return (
