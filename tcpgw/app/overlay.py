@@ -107,7 +107,16 @@ def _last(service: str, endpoint: Endpoint, known: Known) -> str:
         if one != endpoint
     ]
     rest = f" (others: {', '.join(others[:5])}{', …' if others[5:] else ''})" if others else ""
-    return (
-        f"{endpoint} is the last usable endpoint of service {service}{rest}:"
-        " its clients would be turned away. --force drains it all the same"
-    )
+    if known.usable(endpoint):
+        what = (
+            f"{endpoint} is the last usable endpoint of service {service}{rest}:"
+            " its clients would be turned away"
+        )
+    else:
+        state = known.states[endpoint].value
+        what = (
+            f"{endpoint} is {state}, and no other endpoint of service {service} is usable{rest}:"
+            " it is one of those that are tried in a panic"
+        )
+    # A command of its own: over HTTP and on the page there is no way to insist.
+    return f"{what}. `tcpgw drain --force` drains it all the same"

@@ -50,7 +50,7 @@ def drain(
     restarts where gateway.state_dir is set, and is forgotten when discovery leaves the endpoint out for 10
     min. Saying it twice changes nothing.
 
-    Exit code 2: there is no such endpoint or service, or it is the last usable one of a service.
+    Exit code 2: there is no such endpoint or service, or no usable one of a service would be left.
     """
     answer = ask(config, "drain", endpoint, service, force)
     for one in answer["endpoints"]:

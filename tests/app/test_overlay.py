@@ -98,10 +98,22 @@ def test_what_nobody_has_is_refused(endpoint: Endpoint, service: str | None, why
 def test_the_last_usable_one_is_not_drained_by_mistake(of_others: Known) -> None:
     """Whatever keeps the others out. Who insists has it."""
     with pytest.raises(
-        RefusedError, match=r"10\.0\.0\.1:80 is the last usable endpoint of service s.*--force"
+        RefusedError,
+        match=r"10\.0\.0\.1:80 is the last usable endpoint of service s.*`tcpgw drain --force` drains",
     ):
         decide({"s": of_others}, A, None, drain)
     assert decide({"s": of_others}, A, None, drain, force=True) == {"s": DRAINED}
+
+
+def test_one_that_is_sick_is_not_called_usable() -> None:
+    """Nor is it drained by mistake where all are: in a panic it is one of those that are tried."""
+    sick = known({A: 1, B: 1}, states={A: State.EJECTED, B: State.UNHEALTHY})
+    with pytest.raises(RefusedError) as refused:
+        decide({"s": sick}, A, None, drain)
+    assert "10.0.0.1:80 is ejected, and no other endpoint of service s is usable" in str(refused.value)
+    assert "(others: 10.0.0.2:80 unhealthy)" in str(refused.value)
+    assert "the last usable" not in str(refused.value)
+    assert decide({"s": sick}, A, None, drain, force=True) == {"s": DRAINED}
 
 
 def test_others_are_named_with_what_keeps_them_out() -> None:
