@@ -176,6 +176,7 @@ async def test_an_endpoint_is_drained_by_its_button(browser: Browser, source: Pr
         await page.get_by_role("button", name=f"Drain {SICK}").click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text(f"Drain {SICK}?")
+        await expect(dialog).to_contain_text("of rpc listeners that take more than 30 s are cut")
         await dialog.get_by_role("button", name="Cancel").click()
         assert source.done == []
         await page.get_by_role("button", name=f"Drain {SICK}").click()

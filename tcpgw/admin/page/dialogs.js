@@ -79,7 +79,9 @@ export function toast(text) {
 export function drain(service, endpoint) {
   open({
     title: `Drain ${endpoint}?`,
-    text: `It gets nothing new of ${service}. What it has goes on to its end. Undrain gives it back its weight.`,
+    text:
+      `It gets nothing new of ${service}. Connections that it has go on, but requests of rpc listeners that take more ` +
+      "than 30 s are cut. Undrain gives it back its weight.",
     button: "Drain",
     name: "drain",
     body: () => ({ endpoint, service }),
