@@ -47,7 +47,8 @@ def connections(
     table = terminal.table(*_COLUMNS, whole=_WHOLE)
     for one in found["connections"]:
         table.add_row(*_cells(one))
-    out.print(table)
+    if found["connections"]:
+        out.print(table)
     shown, total = len(found["connections"]), found["total"]
     typer.echo(f"{shown} of {total} connections" if shown < total else f"{total} connections")
     if found["unheard"]:

@@ -54,6 +54,15 @@ def test_programs_get_the_answer_as_it_is(config: Path) -> None:
     assert json.loads(told.out) == {"connections": [ROW, EARLY], "total": 30, "unheard": [2]}
 
 
+@pytest.mark.parametrize("unheard", [[], [2]])
+def test_none_is_a_line(config: Path, unheard: list[int]) -> None:
+    """No titles over nothing; whose are missing is said all the same."""
+    none = {"connections": [], "total": 0, "unheard": unheard}
+    with answering(config, {"connections": lambda *_: none}):
+        code, out, err = tcpgw("connections", "-c", config)
+    assert (code, out, bool(err)) == (0, "0 connections\n", bool(unheard))
+
+
 @pytest.mark.parametrize("count", ["0", "1001", "x"])
 def test_counts_have_bounds(config: Path, count: str) -> None:
     """Nobody is asked for more."""
