@@ -19,7 +19,7 @@ from tcpgw.app.control import controlled, refuse_second
 from tcpgw.app.sockets import lent
 from tcpgw.app.supervisor import Supervisor
 from tcpgw.config import schema
-from tcpgw.config.load import load
+from tcpgw.config.load import load, shown
 from tcpgw.errors import ConfigError, TcpgwError
 from tcpgw.process import inherited
 from tcpgw.process.execution import interpreter
@@ -81,8 +81,8 @@ async def run(config: schema.Config, path: Path) -> None:
 async def _asked(supervisor: Supervisor, operation: "Operation") -> AsyncIterator[None]:
     """Answer on the admin server and the control socket; the supervisor ends the former itself."""
     admin = supervisor.admin
-    shown = Shown(supervisor.monitor, operation.methods, supervisor.readiness)
-    await admin.serve(supervisor.config.gateway, admin.sockets, shown)
+    source = Shown(supervisor.monitor, operation.methods, supervisor.readiness)
+    await admin.serve(supervisor.config.gateway, admin.sockets, source)
     async with controlled(supervisor.path, operation.methods):
         yield
 
@@ -274,7 +274,7 @@ def _fault(path: Path) -> str:
     try:
         load(path)
     except ConfigError as exc:
-        return f"; {path}: {exc}"
+        return f"; {shown(path)}: {exc}"
     return ""
 
 

@@ -415,7 +415,7 @@ class Supervisor:
             pid=os.getpid(),
             state="degraded" if self._is_degraded else self.state,
             since=self.started,
-            path=str(self.path),
+            path=load.shown(self.path),
             lag=lag,
             config=self.config,
             workers=[WorkerPicture.of(worker) for worker in workers],

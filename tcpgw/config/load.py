@@ -1,5 +1,6 @@
 """Reads a configuration: TOML text in, a `Config` or every fault out."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def load(path: Path) -> Config:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise ConfigError([Fault("", f"{path} cannot be read: {error.strerror}")]) from None
+        raise ConfigError([Fault("", f"{shown(path)} cannot be read: {error.strerror}")]) from None
     try:
         text = raw.decode("utf-8-sig")  # some editors put a byte order mark first, which tomllib refuses
     except UnicodeDecodeError as error:
@@ -29,6 +30,11 @@ def load(path: Path) -> Config:
             [Fault("", f"line {line}: not UTF-8 (byte {error.start} of the file): save it as UTF-8")]
         ) from None
     return loads(text, path.parent)
+
+
+def shown(path: Path) -> str:
+    """Return a path as a text that can be sent: with a replacement for what of it is no UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def loads(text: str, folder: Path) -> Config:

@@ -126,6 +126,22 @@ def test_totals_are_what_clients_counted(tmp_path: Path, background: Background)
         assert scraped.scrapes > 10
 
 
+def test_a_path_that_is_no_utf_8_is_shown_as_far_as_it_goes(tmp_path: Path, background: Background) -> None:
+    """By HTTP and by the commands; what is wrong with such a file is told too."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shown = f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}/tcpgw.toml"
+    run = Watched(folder, background.instances)
+    with run.started():
+        assert json.loads(run.get("/status"))["config"] == shown
+        wait_until(lambda: run.has("/view"))
+        assert run.view()["config"] == shown
+        assert run.status()["config"] == shown
+        run.file.rename(folder / "away")
+        status, error = run.refused("reload")
+        assert (status, error) == (409, f"{shown} cannot be read: No such file or directory")
+
+
 # ---- Prometheus ----
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import Address, free_port, running
@@ -36,6 +38,12 @@ class Watched(Run):
             body: bytes = response.read()
             return body
 
+    def has(self, path: str) -> bool:
+        """Whether there is something already."""
+        with contextlib.suppress(urllib.error.HTTPError):
+            return bool(self.get(path))
+        return False
+
     def act(self, name: str, **body: Any) -> Any:
         """Do it over HTTP."""
         request = urllib.request.Request(
@@ -45,6 +53,13 @@ class Watched(Run):
         )
         with urllib.request.urlopen(request, timeout=20) as response:
             return json.loads(response.read())["result"]
+
+    def refused(self, name: str, **body: Any) -> tuple[int, str]:
+        """Why it is not done."""
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            self.act(name, **body)
+        with caught.value as answer:
+            return answer.code, json.loads(answer.read())["error"]
 
     def scrape(self) -> Series:
         return {

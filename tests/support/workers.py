@@ -90,14 +90,14 @@ class Run:
     def is_supervisor(self, pid: int) -> bool:
         """Whether a process is one that runs this file."""
         with contextlib.suppress(OSError):
-            return str(self.file) in Path(f"/proc/{pid}/cmdline").read_text()
+            return os.fsencode(self.file) in Path(f"/proc/{pid}/cmdline").read_bytes()
         return False
 
     def _kill_all(self) -> None:
         """Whatever still runs with this file, such as the successor of a test that failed."""
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
-                if str(self.file) in path.read_text():
+                if os.fsencode(self.file) in path.read_bytes():
                     os.kill(int(path.parent.name), signal.SIGKILL)
 
     def command(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
