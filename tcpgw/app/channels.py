@@ -13,7 +13,8 @@ from tcpgw.relay.dial import InstanceTls
 from tcpgw.relay.outcomes import Outcomes
 from tcpgw.relay.rpc.memory import Memory
 from tcpgw.relay.rpc.request_lines import RequestLines
-from tcpgw.relay.rpc.service import Protocol, RpcService, Terms
+from tcpgw.relay.rpc.service import RpcService
+from tcpgw.relay.rpc.terms import Protocol, Terms
 from tcpgw.wire.msgpack_rpc import MsgpackRpc
 
 # Seconds that a service which nobody sends to any more may take to finish: as an endpoint that left.
@@ -101,7 +102,7 @@ class Channels:
             async with asyncio.timeout(_LEAVE):
                 while True:  # at least once: what was read in this turn of the loop may still come to it
                     await asyncio.sleep(_LOOK)
-                    if service.idle:
+                    if service.targets.idle:
                         break
         await self._background.stop(self._running[service])
         del self._running[service], self._leaving[service]

@@ -116,7 +116,7 @@ async def _since(services: Iterable[RpcService]) -> dict[Session, float]:
     """Since when the oldest request of each client waits that waits for one."""
     since: dict[Session, float] = {}
     for service in services:
-        for number, (client, came) in enumerate(service.unanswered(), 1):
+        for number, (client, came) in enumerate(service.targets.unanswered(), 1):
             if number % _REQUESTS == 0:
                 await asyncio.sleep(0)
             if came < since.get(client, came + 1.0):

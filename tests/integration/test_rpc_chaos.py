@@ -233,7 +233,7 @@ def check_instances(askers: Sequence[Asker], instances: Sequence[Unruly]) -> Non
 async def nothing_is_held(g: Bed) -> None:
     """Without anything having ended yet: clients and instances are connected."""
     await until(lambda: not g.pool.loads.total)
-    assert g.held == g.unread == g.service.retries.running == 0
+    assert g.held == g.unread == g.service.recovery.retries.running == 0
     for target in g.service.targets.values():
         assert target.load.inflight == 0
         assert not any(lane.queue for lane in target.lanes)

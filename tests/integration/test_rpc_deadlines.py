@@ -40,7 +40,7 @@ async def test_request_timeout(rules: str, framed: bool) -> None:
         assert 0.2 <= watch.seconds < 0.2 + SLACK
         for _, _, error, _ in answers:
             assert (error["code"], error["endpoint"]) == ("deadline_exceeded", instance.endpoint)
-        assert g.service.expired == 3
+        assert g.service.deadlines.expired == 3
         assert g.target(instance).load.inflight == 0
         instance.behave = echo
         instance.answer_all()

@@ -340,8 +340,8 @@ async def test_an_endpoint_that_leaves_is_drained(service: str, listener: str) -
         assert all(link.error is None for link in links)
         assert len(leaving.requests) == asked
         assert outcomes(client) == {"": 58}
-        assert g.service.drains == {"started": 1, "closed": 1, "reset": 0, "spared": 0}
-        assert g.service.requests_cut == 0
+        assert g.service.targets.drains == {"started": 1, "closed": 1, "reset": 0, "spared": 0}
+        assert g.service.targets.requests_cut == 0
 
 
 async def test_an_endpoint_that_leaves_is_cut_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,14 +359,14 @@ async def test_an_endpoint_that_leaves_is_cut_after_a_while(monkeypatch: pytest.
         await g.publish(leaving, staying)
         await asyncio.sleep(0.12)
         assert not client.answers
-        monkeypatch.setattr("tcpgw.relay.rpc.service._DRAIN", 0.1)
+        monkeypatch.setattr("tcpgw.relay.rpc.targets._DRAIN", 0.1)
         await g.publish(staying)
         await client.got(3)
         assert outcomes(client) == {"upstream_lost": 3}
-        drains = g.service.drains
+        drains = g.service.targets.drains
         assert (drains["started"], drains["reset"]) == (3, 1)
         assert drains["closed"] + drains["spared"] == 2  # the other was away for a moment as well
-        assert g.service.requests_cut == 3
+        assert g.service.targets.requests_cut == 3
 
 
 async def test_an_old_client_is_drained() -> None:

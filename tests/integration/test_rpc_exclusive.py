@@ -279,5 +279,5 @@ async def test_an_exclusive_call_that_is_hedged() -> None:
         slow.behave = echo
         for turn in range(10):
             assert await client.call(turn) == [turn]
-        assert len(slow.held) == g.service.hedged
+        assert len(slow.held) == g.service.hedges.sent
         assert len(slow.links) == len(fast.links) == 1

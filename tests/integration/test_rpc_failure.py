@@ -41,7 +41,7 @@ async def test_a_lost_request_is_not_repeated(rules: str, framed: bool) -> None:
         await client.got(10)
         assert outcomes(client) == {"upstream_lost": 5, "": 5}
         assert (dying.seen + other.seen).most_common(1)[0][1] == 1
-        assert g.service.retried == 0
+        assert g.service.recovery.retried == 0
 
 
 @pytest.mark.parametrize("framed", [True, False])
@@ -55,7 +55,7 @@ async def test_a_lost_request_that_may_be_repeated(framed: bool, size: int) -> N
         for place in range(4):
             assert await client.call(place, payload, method="again") == [place, payload]
             await until(lambda: g.target(dying).alive)
-        assert len(dying.requests) == g.service.retried > 0
+        assert len(dying.requests) == g.service.recovery.retried > 0
         assert set(other.seen.values()) == {1}
         assert g.held == 0
 

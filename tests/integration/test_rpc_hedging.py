@@ -63,7 +63,7 @@ async def test_the_first_answer_wins(framed: bool, size: int) -> None:
             assert await client.call(place, bytes(size), method="read") == [place, bytes(size)]
         assert fast[0].seen + fast[1].seen == Counter(range(12))
         assert set(slow.seen.values()) == {1}
-        hedged = g.service.hedged
+        hedged = g.service.hedges.sent
         assert 0 < hedged == len(slow.held)
         assert g.pool.loads.total == 0  # what is not awaited is no load
         slow.behave = echo
@@ -83,7 +83,7 @@ async def test_a_hedge_that_loses() -> None:
         await until(lambda: first.held or second.held)
         asked, other = (first, second) if first.held else (second, first)
         await until(lambda: other.held)
-        assert g.service.hedged == 1
+        assert g.service.hedges.sent == 1
         asked.answer_all()
         assert await client.got(1) == [[1, 1, None, ["x"]]]
         other.answer_all()
@@ -98,7 +98,7 @@ async def test_a_quick_answer_is_not_hedged() -> None:
         client = await g.client()
         for place in range(50):
             assert await client.call(place, method="read") == [place]
-        assert (total(*instances), g.service.hedged) == (50, 0)
+        assert (total(*instances), g.service.hedges.sent) == (50, 0)
 
 
 async def test_never_the_same_endpoint() -> None:
@@ -112,7 +112,7 @@ async def test_never_the_same_endpoint() -> None:
         assert instance.seen == Counter(range(5))
         instance.answer_all()
         await client.got(5)
-        assert (outcomes(client), g.service.hedged) == ({"": 5}, 0)
+        assert (outcomes(client), g.service.hedges.sent) == ({"": 5}, 0)
 
 
 async def test_never_a_third_endpoint() -> None:
@@ -142,7 +142,7 @@ async def test_never_another_method() -> None:
         assert slow.seen + other.seen == Counter(range(4))
         assert slow.answer_all() + other.answer_all() == 4
         await client.got(4)
-        assert g.service.hedged == 0
+        assert g.service.hedges.sent == 0
 
 
 async def test_hedged_and_lost() -> None:
@@ -157,7 +157,7 @@ async def test_hedged_and_lost() -> None:
         await until(lambda: g.pool.loads.total == 6)
         second.answer_all()
         await client.got(6)
-        assert (outcomes(client), g.service.retried) == ({"": 6}, 0)
+        assert (outcomes(client), g.service.recovery.retried) == ({"": 6}, 0)
         assert total(first, second) == 12
 
 
@@ -202,7 +202,7 @@ async def test_p95() -> None:
         client.ask(16, 16, method="read")
         await until(lambda: first.held and second.held)
         assert 0.12 < loop.time() - began < 2
-        assert (g.service.hedged, total(first, second)) == (1, 18)
+        assert (g.service.hedges.sent, total(first, second)) == (1, 18)
         for instance in (first, second):
             instance.answer_all()
         await client.got(17)
@@ -230,14 +230,14 @@ async def test_the_hedge_budget(hedge: str, share: float) -> None:
             assert total(*instances) <= (1 + share) * 100 * (wave + 1) + BURST
         sent = len(clients) * waves * depth
         assert outcomes(*clients) == {"": sent}
-        assert total(*instances) == sent + g.service.hedged
+        assert total(*instances) == sent + g.service.hedges.sent
         assert all(set(instance.seen.values()) == {1} for instance in instances)
         if share:
-            assert g.service.hedged >= BURST
-            assert g.service.hedges.refused > 0
+            assert g.service.hedges.sent >= BURST
+            assert g.service.hedges.budget.refused > 0
         else:
-            assert g.service.hedged == 0
-        await until(lambda: g.dropped == g.service.hedged)
+            assert g.service.hedges.sent == 0
+        await until(lambda: g.dropped == g.service.hedges.sent)
 
 
 async def _ask_all(clients: list[Client], wave: int, depth: int) -> None:
@@ -266,9 +266,9 @@ async def test_the_retry_budget_at_a_loss() -> None:
         left = 150 - lost
         most = 150 // 5
         await until(lambda: outcomes(client)["upstream_lost"] >= lost - most)
-        retried = g.service.retried
+        retried = g.service.recovery.retried
         assert 3 < retried <= most
-        assert g.service.retries.running == retried
+        assert g.service.recovery.retries.running == retried
         await until(lambda: total(*instances) == 150 + retried)
         assert outcomes(client) == {"upstream_lost": lost - retried}
         assert all("retry budget" in error["message"] for _, _, error, _ in client.answers)
@@ -308,7 +308,7 @@ async def test_no_storm(seconds: float) -> None:
         assert "" not in outcomes(*clients)
         assert watch.most <= most
         seen = sum((instance.seen for instance in instances), Counter())
-        assert seen.total() <= sent + g.service.retried
+        assert seen.total() <= sent + g.service.recovery.retried
         assert max(seen.values()) <= 3  # connect.candidates
         # A place in the budget is had until its request is over: for two more endpoints at most.
         assert seen.total() <= (1 + 2 * 0.2) * sent
@@ -327,7 +327,7 @@ class Watch:
 
     async def run(self) -> None:
         while True:
-            self.most = max(self.most, self._g.service.retries.running)
+            self.most = max(self.most, self._g.service.recovery.retries.running)
             await asyncio.sleep(0)
 
 

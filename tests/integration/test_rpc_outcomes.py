@@ -223,7 +223,7 @@ async def test_what_we_end_ourselves_blames_nobody() -> None:
         await g.publish(other)
         instance.kill()
         await client.got(2)
-        await until(lambda: not g.service._retired)
+        await until(lambda: not g.service.targets.retired)
         assert found(g, instance) == (0, {Kind.TIMEOUT: 1})
 
 

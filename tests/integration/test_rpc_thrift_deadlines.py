@@ -202,7 +202,7 @@ async def test_its_connection_breaks_before_it_is_sent(encoding: str, left: floa
         assert answers[1] == [1, 2, None, second.requests[-1].params]
         check_told(second.requests[-1].params, sent, 0)
         assert first.seen["call"] == 0
-        assert g.service.retried == 1
+        assert g.service.recovery.retried == 1
 
 
 @every_number

@@ -458,7 +458,7 @@ def _check_accounts(made: Bed) -> None:
     assert sum(listener.accepted for listener in listeners) == len(made.lines) == ended
     assert made.held == 0
     assert made.unread == 0
-    assert made.service.retries.running == 0
+    assert made.service.recovery.retries.running == 0
     assert all(rule.inflight == 0 for rule in made.plane.routing.rules.all)
     assert made.pool.loads.total == 0
     assert not any(made.pool.loads.inflight(member.endpoint) for member in made.pool.members)

@@ -1,4 +1,4 @@
-"""When to ask a second endpoint: after a fixed delay, or when most answers of the method would be there.
+"""Asking a second endpoint: after a fixed delay, or when most answers of the method would be there.
 
 Dean and Barroso, "The Tail at Scale" (2013): a second request after the 95th percentile of the latencies
 cuts the tail and costs 5 % more requests.
@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
 
+from tcpgw.balancing.budgets import HedgeBudget
 from tcpgw.observe.histogram import RunningQuantile
 
 if TYPE_CHECKING:
@@ -74,3 +75,45 @@ class Hedging:
             if not call.done:
                 self._hedge(call)
         self._set_timer()
+
+
+class Hedges(dict["Rule", Hedging]):
+    """A service's rules that hedge; `sent` counts the second requests, which `send` sends if it can now.
+
+    Who tells a rule's Hedging of a request has the `budget` know of it.
+    """
+
+    __slots__ = ("_send", "budget", "sent")
+
+    def __init__(self, budget: float, send: Callable[[Call], bool]) -> None:
+        super().__init__()
+        self.budget = HedgeBudget(budget)
+        self.sent = 0
+        self._send = send
+
+    def expect(self, rule: Rule) -> None:
+        """Go by what a rule says now."""
+        if rule.hedge is None:
+            self.dismiss(rule)
+        elif rule not in self:
+            self[rule] = Hedging(rule, self._hedge)
+
+    def dismiss(self, rule: Rule) -> None:
+        """Hedge no request with this rule any more. Idempotent."""
+        hedging = self.pop(rule, None)
+        if hedging is not None:
+            hedging.close()
+
+    def close(self) -> None:
+        """Hedge nothing that was sent until now. Idempotent."""
+        for hedging in self.values():
+            hedging.close()
+
+    def _hedge(self, call: Call) -> None:
+        """Ask a second endpoint, if one has room now and the budget allows it."""
+        if call.done or len(call.attempts) != 1 or call.client.gone or not self.budget.spend():
+            return
+        if self._send(call):
+            self.sent += 1
+        else:
+            self.budget.refund()

@@ -78,7 +78,7 @@ class Lane:
         loop = asyncio.get_running_loop()
         pause = 0.0
         while True:
-            channel = Channel(self, self.service.new_mux(), loop)
+            channel = Channel(self, self.service.protocol.mux(self.service.memory), loop)
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self.service.connect_timeout):
@@ -144,7 +144,7 @@ class Lane:
                 why=channel.why,
             )  # fmt: skip
         self.changed()
-        self.service.lost(self._target, channel)
+        self.service.recovery.lost(self._target, channel)
         if not self.channels:
             self.service.reroute(self.take_all())
 

@@ -563,7 +563,7 @@ class RpcSession(asyncio.Protocol):
             self.cut(f"{now_read - read} bytes of its answers were read within {settings.frame_timeout:g} s")
 
     def owed(self, now: float) -> tuple[int | None, float | None]:  # noqa: ARG002 - the interface's
-        """Since when, its services know: see `RpcService.unanswered`."""
+        """Since when, its services know: see `Targets.unanswered`."""
         return self.inflight, None
 
     def facts(self) -> dict[str, object]:

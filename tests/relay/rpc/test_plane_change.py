@@ -118,4 +118,4 @@ async def test_hedging_follows_its_rule() -> None:
             instance.answer_all()
             await client.got(number + 1)
         assert [error for _, _, error, _ in client.answers] == [None] * 4
-        assert not g.service._hedging
+        assert not g.service.hedges

@@ -319,7 +319,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "service"):
             return
         self.loop.settle()
-        for target in [*self.service.targets.values(), *self.service._retired]:
+        for target in self.service.targets.all:
             pending = sum(len(channel.mux.pending) for channel in target.channels)
             assert target.load.inflight == pending <= target.limit
         for client in self.clients:
@@ -328,7 +328,7 @@ class Machine(RuleBasedStateMachine):
             if not session.gone and not session._intake.full:  # else it has requests that it does not look at
                 assert session.inflight >= len(client.asked) - len(client.heard)
         assert self.gateway.relays.memory.held >= 0
-        assert self.service.retries.running >= 0
+        assert self.service.recovery.retries.running >= 0
         assert all(one.inflight >= 0 for one in self.plane.routing.rules.all)
 
     @invariant()
@@ -384,9 +384,9 @@ class Machine(RuleBasedStateMachine):
     def nothing_is_left(self) -> None:
         assert self.pool.loads.total == 0
         assert self.gateway.relays.memory.held == 0
-        assert self.service.retries.running == 0
+        assert self.service.recovery.retries.running == 0
         assert not any(one.inflight for one in self.plane.routing.rules.all)
-        for target in [*self.service.targets.values(), *self.service._retired]:
+        for target in self.service.targets.all:
             assert target.load.inflight == 0
             assert not any(lane.queue for lane in target.lanes)
 
