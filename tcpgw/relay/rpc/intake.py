@@ -42,8 +42,9 @@ class Intake:
     """
 
     __slots__ = (
-        "_assembler", "_by_name", "_epoch", "_most", "_plain", "_plane", "_pool", "_position", "_service",
-        "_session", "_share", "_target", "bare", "full", "handled", "looked", "reserved", "start", "turn",
+        "_assembler", "_begun", "_by_name", "_epoch", "_most", "_plain", "_plane", "_pool", "_position",
+        "_service", "_session", "_share", "_target", "bare", "full", "handled", "looked", "reserved",
+        "start", "turn",
     )  # fmt: skip
 
     def __init__(self, plane: RpcPlane, session: RpcSession) -> None:
@@ -54,6 +55,7 @@ class Intake:
         self.looked = False
         self.bare = False
         self.start = b""  # of the first read
+        self._begun: tuple[float, int] | None = None  # since when, and after how many messages, it is in one
         self._plane = plane
         self._session = session
         self._assembler: FrameAssembler | ObjectAssembler | None = None
@@ -85,6 +87,16 @@ class Intake:
     def partial(self) -> bool:
         """Whether a message has begun and not ended."""
         return self._assembler is not None and self._assembler.partial
+
+    def too_long(self, now: float) -> bool:
+        """Whether the client has been within one frame for longer than `frame_timeout`, while it was read."""
+        session = self._session
+        done = session.requests + session.notifications
+        if not self.held or self.full:
+            self._begun = None
+        elif self._begun is None or self._begun[1] != done:
+            self._begun = (now, done)
+        return self._begun is not None and now - self._begun[0] >= self._plane.settings.frame_timeout
 
     def read(self, data: bytes) -> None:
         """Look at what was read. Raises ProtocolError; `held` then tells where."""

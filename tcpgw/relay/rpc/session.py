@@ -13,6 +13,9 @@ waits. An instance is never kept waiting for a client: one whose unread answers 
 
 Without counting what is in `Memory`, a client takes at most `buffer` bytes of answers and one read of
 requests (256 KiB in uvloop).
+
+Longer than other files, because reading, answering and ending each go by what the other two have come to: in
+halves they would ask each other with every read and every answer, which is what costs most here.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ from typing import TYPE_CHECKING, cast
 from tcpgw.errors import Code, FrameTooLargeError, ProtocolError
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.rpc.intake import LOOK, Intake
+from tcpgw.relay.rpc.slow_reader import SlowReader, delivered
 from tcpgw.relay.rpc.traced import TracedIntake
-from tcpgw.relay.sockets import drop, unacknowledged
+from tcpgw.relay.sockets import drop
 from tcpgw.wire.codec import Piece
 
 if TYPE_CHECKING:
@@ -38,60 +42,21 @@ if TYPE_CHECKING:
     from tcpgw.relay.rpc.turn import Turn
     from tcpgw.relay.session import Connection, OnEnd
 
-# Of rpc_memory, what one client's unread answers may take.
-_SHARE = 4
 # Seconds from our FIN that a client has to read, and to stop sending.
 _LINGER = 2.0
 # Seconds of a drain after which a client that never pauses is not read any more.
 _LAST_CALL = 5.0
-# Seconds in which nobody's reading is judged.
-_MOMENT = 0.5
 
 
 class RpcSession(asyncio.Protocol):
     """See `relay.session.Session`. Its plane makes it; `on_end` hears of its end, once."""
 
     __slots__ = (
-        "_after",
-        "_begun",
-        "_drained_at",
-        "_early",
-        "_ending",
-        "_error",
-        "_intake",
-        "_lanes",
-        "_last",
-        "_loop",
-        "_most",
-        "_on_end",
-        "_paused",
-        "_plane",
-        "_quiet_since",
-        "_reason",
-        "_resuming",
-        "_seen",
-        "_slow_since",
-        "_told",
-        "_transport",
-        "_unlike",
-        "_write",
-        "answered",
-        "bulky",
-        "client",
-        "draining",
-        "ended",
-        "errors",
-        "gone",
-        "home",
-        "lost_notifications",
-        "notifications",
-        "orphaned",
-        "received",
-        "requests",
-        "sent",
-        "service",
-        "turn",
-        "waiting",
+        "_after", "_drained_at", "_early", "_ending", "_error", "_intake", "_lanes", "_last", "_loop",
+        "_most", "_on_end", "_paused", "_plane", "_quiet_since", "_reason", "_resuming", "_seen",
+        "_slow", "_told", "_transport", "_unlike", "_write", "answered", "bulky", "client", "draining",
+        "ended", "errors", "gone", "home", "lost_notifications", "notifications", "orphaned",
+        "received", "requests", "sent", "service", "turn", "waiting",
     )  # fmt: skip
 
     def __init__(self, plane: RpcPlane, connection: Connection, early: bytes, on_end: OnEnd) -> None:
@@ -130,8 +95,7 @@ class RpcSession(asyncio.Protocol):
         self._paused = False
         self._resuming = False
         self._told: list[bytes] = []  # errors of this turn
-        self._slow_since: tuple[float, int] | None = None
-        self._begun: tuple[float, int] | None = None
+        self._slow: SlowReader | None = None  # while its transport is full
         self._quiet_since = connection.opened
         self._seen = 0  # bytes both ways, when last looked at
         self._reason: Reason | None = None
@@ -229,16 +193,17 @@ class RpcSession(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._after = True
-        self._slow_since = (monotonic(), self._delivered)
+        if self._transport is not None:
+            self._slow = SlowReader(self, self._plane, self._transport)
         self.fill()
 
     def resume_writing(self) -> None:
-        self._slow_since = None
+        self._slow = None
         self._plane.memory.owe(self, 0)
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._slow = None
         self._plane.left(self)
         self._leave()
         fin = Reason.CLIENT_FIN if self.ended or exc is None else Reason.CLIENT_RESET
@@ -272,19 +237,14 @@ class RpcSession(asyncio.Protocol):
         return self._intake.full or self._intake.held >= seconds * rate
 
     def reads(self, now: float, rate: int) -> bool:
-        """As `memory.Client.reads`. A moment is needed to tell."""
-        if self._slow_since is None:
-            return True
-        since, read = self._slow_since
-        if now - since < _MOMENT or not self._unread:
-            return True
-        return self._delivered - read >= (now - since) * rate
+        """As `memory.Client.reads`."""
+        return self._slow is None or self._slow.reads(now, rate)
 
     def granted(self) -> None:
         """As `memory.Client.granted`."""
         self._intake.reserved = True
         # Also while much of it is under way: it was not full when it asked.
-        if not self._resuming and self._slow_since is None:
+        if not self._resuming and self._slow is None:
             self._resuming = True
             self._loop.call_soon(self._resume)
 
@@ -383,9 +343,9 @@ class RpcSession(asyncio.Protocol):
         """Something that `_after` stands for may be over."""
         if self.gone or self._transport is None:
             return
-        if self._slow_since is not None and self._overflows():
+        if self._slow is not None and self._slow.overflows():
             return
-        waits = self._slow_since is not None or 2 * self.inflight > self._most
+        waits = self._slow is not None or 2 * self.inflight > self._most
         if self._intake.full and not self._resuming and not waits:
             # Not at once: whoever calls this may be in the middle of this client's own requests.
             self._resuming = True
@@ -395,7 +355,7 @@ class RpcSession(asyncio.Protocol):
 
     def _resume(self) -> None:
         self._resuming = False
-        if self.gone or self._last or self._transport is None or self._slow_since is not None:
+        if self.gone or self._last or self._transport is None or self._slow is not None:
             return
         self._after = self.ended or self.draining or self.bulky
         try:
@@ -409,24 +369,11 @@ class RpcSession(asyncio.Protocol):
                 self._transport.resume_reading()
             self._look()
 
-    def _overflows(self) -> bool:
-        """Whether what it has not read is too much, alone or with what all others have not; ends it."""
-        assert self._transport is not None  # noqa: S101
-        plane, unread = self._plane, self._transport.get_write_buffer_size()
-        plane.memory.owe(self, unread)
-        if self.gone:
-            return True
-        # One answer always, as nobody can read it faster than it comes.
-        share = max(plane.memory.limit // _SHARE, plane.settings.max_frame + plane.settings.buffer)
-        if unread > share:
-            self.cut(f"{unread} bytes of its answers are unread")
-        return self.gone
-
     def cut(self, why: str) -> None:
         """As `memory.Client.cut`."""
         self._error = why
         self._leave()
-        self.abort(Reason.FRAME_TIMEOUT if self._slow_since is None else Reason.SLOW_READER, reset=True)
+        self.abort(Reason.FRAME_TIMEOUT if self._slow is None else Reason.SLOW_READER, reset=True)
 
     # ---- ends ----
 
@@ -447,7 +394,7 @@ class RpcSession(asyncio.Protocol):
 
     def _finish(self) -> None:
         """End, if everything that came is answered. What is not whole by then never will be after FIN."""
-        if self.gone or self.inflight or self._slow_since is not None or self._transport is None:
+        if self.gone or self.inflight or self._slow is not None or self._transport is None:
             return
         if self._intake.full and not self._last:
             return
@@ -505,7 +452,8 @@ class RpcSession(asyncio.Protocol):
 
     def tend(self, now: float) -> None:
         settings = self._plane.settings
-        moved = self.received + self._delivered
+        transport = self._transport
+        moved = self.received + (delivered(self.sent, transport) if transport is not None else self.sent)
         if moved != self._seen or self.inflight:
             self._seen, self._quiet_since = moved, now
         quiet = now - self._quiet_since
@@ -515,52 +463,13 @@ class RpcSession(asyncio.Protocol):
             self.abort(Reason.IDLE_TIMEOUT, reset=False)
         if self.gone:
             return  # it has the time to read why
-        if self._begun_too_long(now):
+        if self._intake.too_long(now):
             self.abort(Reason.FRAME_TIMEOUT, reset=True)
-        elif self._slow_since is not None:
-            self._tend_slow(now)
+        elif self._slow is not None:
+            self._slow.tend(now)
 
     def idle_seconds(self, now: float) -> float:
         return now - self._quiet_since
-
-    @property
-    def _unread(self) -> int:
-        """Bytes of answers that wait here for it to read."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
-
-    @property
-    def _delivered(self) -> int:
-        """Bytes that have left this host, where some still wait here; else all that were sent.
-
-        The kernel alone does not tell: it takes more only when a third of its megabytes is free.
-        """
-        transport = self._transport
-        waiting = transport.get_write_buffer_size() if transport is not None else 0
-        return self.sent - waiting - unacknowledged(transport) if transport and waiting else self.sent
-
-    def _begun_too_long(self, now: float) -> bool:
-        """Whether it has been within one frame for too long, while it was read."""
-        done = self.requests + self.notifications
-        if not self._intake.held or self._intake.full:
-            self._begun = None
-        elif self._begun is None or self._begun[1] != done:
-            self._begun = (now, done)
-        return self._begun is not None and now - self._begun[0] >= self._plane.settings.frame_timeout
-
-    def _tend_slow(self, now: float) -> None:
-        """Who reads less than its buffer in frame_timeout is not slow but stuck, or wants to be."""
-        assert self._slow_since is not None  # noqa: S101
-        assert self._transport is not None  # noqa: S101
-        settings = self._plane.settings
-        # What it has read meanwhile is others' to use.
-        self._plane.memory.owe(self, self._unread)
-        since, read = self._slow_since
-        now_read = self._delivered
-        # Where all is read, what it waits for is not its own doing: its limit of bytes per second.
-        if now_read - read >= settings.buffer or not self._unread:
-            self._slow_since = (now, now_read)
-        elif now - since >= settings.frame_timeout:
-            self.cut(f"{now_read - read} bytes of its answers were read within {settings.frame_timeout:g} s")
 
     def owed(self, now: float) -> tuple[int | None, float | None]:  # noqa: ARG002 - the interface's
         """Since when, its services know: see `Targets.unanswered`."""
