@@ -30,30 +30,18 @@ from tcpgw.app.picture import Picture, WorkerPicture
 from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
 from tcpgw.app.status import Status, made
 from tcpgw.app.tracing import Traces
-from tcpgw.app.usage import Elsewhere, Told, Usage
+from tcpgw.app.workers import Crew
 from tcpgw.config import load, schema
 from tcpgw.config.diff import diff
 from tcpgw.config.share import share
 from tcpgw.endpoints import Snapshot
 from tcpgw.errors import TcpgwError
-from tcpgw.process.execution import interpreter
 from tcpgw.process.handover import Sockets
 from tcpgw.process.limits import cpus, raise_open_files
-from tcpgw.process.supervisor import Workers
 from tcpgw.process.worker import Handlers, WorkerProcess
 from tcpgw.relay.sockets import BindError
 
 log = structlog.get_logger()
-
-# What a worker executes. rich is for tracebacks on a terminal, which nobody asks for here; structlog would
-# take 40 of the 250 ms of a start to import it. Nor is there garbage to look for in what is imported.
-_WORKER = (
-    "import gc, sys; gc.disable(); sys.modules['rich'] = None; from tcpgw.app.worker import main; main()"
-)
-# Seconds that a reload waits for additional workers; then they go on coming up without it.
-_COMING_UP = 30.0
-# Seconds after gateway.cut_after in which a worker must have gone.
-_GRACE = 5.0
 
 
 class Supervisor:
@@ -84,20 +72,18 @@ class Supervisor:
         self._reloads = {"ok": 0, "refused": 0}
         self._reloaded = self.started
         self._certificates: Expiries = {}
-        self._stood_in_for: dict[int, set[int]] = {}  # by the slot that does
         self._background = Background()
         self._stack = AsyncExitStack()
-        self._briefing = Briefing(lambda worker: (worker.slot, *self._stood_in_for.get(worker.slot, ())))
+        self._crew = Crew(config.gateway, self._brief)
+        self._briefing = Briefing(self._crew.slots)
         self._contents: Contents = {}
         self._materials = Materials(self._take, self._background)
         self._health = Health(self._briefing.weigh, self._background)
-        self._usage = Usage()
         self.overrides = Overrides(self._publish, self._health.status, self._background)
         self._discovery = Discovery(config, self.overrides.publish, self._background)
         self.alerting = Alerting(config, self._background)
-        self.monitor = Monitor(config, self.picture, self.ask_workers, self.alerting)
-        self.traces = Traces(lambda: self._workers.all, self._background)
-        self._workers: Workers
+        self.monitor = Monitor(config, self.picture, self._crew.ask, self.alerting)
+        self.traces = Traces(lambda: self._crew.all, self._background)
 
     async def __aenter__(self) -> Self:
         try:
@@ -117,19 +103,13 @@ class Supervisor:
             await self.overrides.load(self.config)
             await self._stack.enter_async_context(self._discovery)
             handlers: Handlers = {
-                "beat": _nothing,
-                "report": _reported,
                 "leave": self._replace_soon,
                 "outcomes": self._happened,
                 "renew": self._renew,
-                "usage": self._used,
                 "traced": self.traces.take,
             }
-            attend = self.traces.first_of(self._briefing.attend)
-            self._workers = Workers(
-                self._command, handlers, attend, self._forget, self._send_away, self._stand_in
-            )
-            self._stack.push_async_callback(self._workers.close)
+            self._crew.begin(handlers, self.traces.first_of(self._briefing.attend), self._forget)
+            self._stack.push_async_callback(self._crew.close)
             self._set_config(self.config, contents)
             self._background.start(self.monitor.run(), "monitor")
         except BaseException:
@@ -155,7 +135,7 @@ class Supervisor:
         """
         await self._discovery.first_snapshots()
         listen_on(self.sockets.values())
-        await self._workers.resize(self._count)
+        await self._crew.start(self._count)
         self.state = "ready"
 
     def addresses(self) -> dict[str, str]:
@@ -170,7 +150,7 @@ class Supervisor:
         }
 
     def pids(self) -> list[int]:
-        return [worker.pid for worker in self._workers.current]
+        return [worker.pid for worker in self._crew.current]
 
     async def drain(self, taken: Collection[str] = ()) -> int:
         """Have the workers leave, and return, when they have, how many connections were cut.
@@ -186,15 +166,12 @@ class Supervisor:
         # First, so that the workers' are the last: they take who still waits, and then clients are refused.
         self._close_sockets()
         before = self._totals.cut
-        for worker in list(self._workers.all):
-            self._dismiss(worker, outlived)
-        await self._workers.gone()
+        await self._crew.drain(outlived)
         return self._totals.cut - before
 
     def stop(self) -> None:
         """End all connections now; `drain` returns then."""
-        for worker in self._workers.all:
-            worker.interrupt()
+        self._crew.stop()
 
     # ---- changes ----
 
@@ -249,26 +226,16 @@ class Supervisor:
             await self.admin.serve(config.gateway, admin)
         await self._discovery.finish()
         self._briefing.forget(changes.services.removed)
-        await self._briefing.followed(lambda: self._workers.all)
-        await self._resize()
+        await self._briefing.followed(lambda: self._crew.all)
+        await self._crew.resize(self._count)
         if changes.restart:
-            self._background.start(self._replace_all(), "replacing the workers")
+            self._background.start(self._crew.replace_all(), "replacing the workers")
         return [*changes.lines, *unserved(ended, opened), *map(_restart, changes.restart)]
 
     async def _abandon(self, services: Iterable[str]) -> None:
         """Forget services that do not come after all."""
         await self._discovery.abandon()
         self._briefing.forget(services)
-
-    async def _resize(self) -> None:
-        try:
-            async with asyncio.timeout(_COMING_UP):
-                left = await self._workers.resize(self._count)
-        except TimeoutError:
-            log.error("workers_missing", wanted=self._count, hint="they are tried again: see the log above")
-            return
-        for worker in left:
-            self._send_away(worker)
 
     def _grow_sockets(self, config: schema.Config, count: int) -> None:
         for listener in config.listener:
@@ -282,6 +249,7 @@ class Supervisor:
         self._certificates = expiries(config, contents)
         self._materials.follow(config, contents)
         self._health.follow(config, contents)
+        self._crew.follow(config.gateway, self.sockets)
         self.overrides.follow(config)
         self.monitor.follow(config)
         self._brief()
@@ -319,76 +287,24 @@ class Supervisor:
 
     async def _renewed(self, worker: WorkerProcess) -> None:
         await self._materials.refresh()
-        await self._briefing.followed(lambda: [one for one in self._workers.all if one is worker])
+        await self._briefing.followed(lambda: [one for one in self._crew.all if one is worker])
         worker.tell("renewed")
 
     # ---- workers ----
-
-    def _command(self, slot: int, descriptor: int) -> list[str]:
-        settings = self.config.gateway.log
-        arguments = (slot, descriptor, settings.format, settings.level)
-        return [*interpreter(), "-c", _WORKER, *map(str, arguments)]
-
-    def _stand_in(self, slot: int) -> None:
-        """Have another worker accept on the sockets of a slot too: its clients would wait for nobody.
-
-        For good, which harms nobody when the slot has a worker again: then both accept.
-        """
-        helpers = [worker.slot for worker in self._workers.current if worker.slot != slot]
-        if helpers and not any(slot in slots for slots in self._stood_in_for.values()):
-            helper = helpers[slot % len(helpers)]
-            self._stood_in_for.setdefault(helper, set()).add(slot)
-            log.warning("worker_stands_in", worker=helper, of=slot)
-            self._brief()
-
-    def _send_away(self, worker: WorkerProcess) -> None:
-        self._dismiss(worker, self.sockets)
-
-    def _dismiss(self, worker: WorkerProcess, outlived: Iterable[str]) -> None:
-        """Have a worker leave. Who waits in a queue that is `outlived` is served by somebody else."""
-        gateway = self.config.gateway
-        worker.tell("drain", gateway.drain, gateway.cut_after, sorted(outlived))
-        self._workers.dismiss(worker, gateway.cut_after + _GRACE)
-
-    async def _replace(self, slot: int) -> None:
-        try:
-            old = await self._workers.replace(slot)
-        except TcpgwError as exc:
-            log.error("worker_not_replaced", worker=slot, error=str(exc))
-            return
-        if old is not None:
-            self._send_away(old)
-
-    async def _replace_all(self) -> None:
-        """One after another, so that there is always somebody who knows the instances."""
-        for slot in self._workers.slots:
-            await self._replace(slot)
 
     def _replace_soon(self, worker: WorkerProcess) -> None:
         """A worker was asked to leave by somebody else."""
         log.info("worker_asked_to_leave", worker=worker.slot, pid=worker.pid)
         if not worker.leaving and self.state != "draining":
-            self._background.start(self._replace(worker.slot), f"replacing worker {worker.slot}")
+            self._background.start(self._crew.replace(worker.slot), f"replacing worker {worker.slot}")
 
     def _forget(self, worker: WorkerProcess) -> None:
         self._briefing.dismiss(worker)
         self.traces.forget(worker)
-        self._tell_usage(self._usage.forget(worker))
         self._totals.gone(worker, self._briefing.snapshots)
-
-    # ---- what they tell ----
 
     def _happened(self, worker: WorkerProcess, outcomes: dict[str, Any]) -> None:  # noqa: ARG002
         self._health.happened(outcomes)
-
-    def _used(self, worker: WorkerProcess, told: Told) -> None:
-        self._tell_usage(self._usage.note(worker, told))
-
-    @staticmethod
-    def _tell_usage(news: Mapping[WorkerProcess, Elsewhere]) -> None:
-        """Have workers know how much their neighbours' clients use of what is limited."""
-        for worker, elsewhere in news.items():
-            worker.tell("elsewhere", elsewhere)
 
     def _close_sockets(self) -> None:
         _close_all(self.sockets.values())
@@ -397,18 +313,12 @@ class Supervisor:
 
     async def status(self) -> Status:
         """What is going on, all workers together: as `status.made`."""
-        await self.ask_workers()
+        await self._crew.ask()
         return made(self.picture())
-
-    async def ask_workers(self) -> None:
-        """Have every worker that accepts tell what it counted, as far as it does at once."""
-        await asyncio.gather(
-            *(self._ask(worker) for worker in self._workers.all if worker.accepting.is_set())
-        )
 
     def picture(self, lag: float = 0.0) -> Picture:
         """What is known now; `lag` as in it."""
-        workers = sorted(self._workers.all, key=lambda worker: worker.started)
+        workers = sorted(self._crew.all, key=lambda worker: worker.started)
         return Picture(
             at=time.time(),
             version=__version__,
@@ -419,7 +329,7 @@ class Supervisor:
             lag=lag,
             config=self.config,
             workers=[WorkerPicture.of(worker) for worker in workers],
-            deaths=self._workers.deaths,
+            deaths=self._crew.deaths,
             totals=self._totals.of(workers),
             addresses=self.addresses(),
             snapshots=self._briefing.snapshots,
@@ -438,25 +348,18 @@ class Supervisor:
     ) -> dict[str, Any]:
         """As `connections.gathered`."""
         names = [one.name for one in self.config.service]
-        return await gathered(self._workers.all, names, service, slowest, count)
+        return await gathered(self._crew.all, names, service, slowest, count)
 
     def readiness(self) -> str:
         """Why clients are not served, or nothing where they are."""
         if self.state != "ready":
             return f"the gateway is {self.state}"
-        accepting = any(worker.accepting.is_set() and not worker.leaving for worker in self._workers.all)
-        return "" if accepting else "no worker accepts"
+        return "" if self._crew.accepts else "no worker accepts"
 
     @property
     def _is_degraded(self) -> bool:
         """Whether a worker is missing that should accept."""
-        return self.state == "ready" and len(self._workers.current) < self._count
-
-    async def _ask(self, worker: WorkerProcess) -> None:
-        try:
-            worker.report = await worker.call("report", timeout=1.0)
-        except TcpgwError:
-            log.warning("worker_not_heard", worker=worker.slot, hint="its figures are up to some seconds old")
+        return self.state == "ready" and len(self._crew.current) < self._count
 
 
 def _restart(path: str) -> str:
@@ -473,11 +376,3 @@ def _close_all(sockets: Iterable[Sockets]) -> None:
 def _close_ours(sockets: Iterable[Sockets]) -> None:
     """Close what somebody else does not keep open: that could not be opened again."""
     _close_all(one for one in sockets if not one.outlived)
-
-
-def _nothing(_: WorkerProcess) -> None:
-    """It was heard: that is all."""
-
-
-def _reported(worker: WorkerProcess, report: dict[str, Any]) -> None:
-    worker.report = report
