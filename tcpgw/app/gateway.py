@@ -52,7 +52,7 @@ class Gateway:
             renew=self._materials.refresh,
             outlived=given,
         )
-        self.health = Health(self.relays.weigh, self._background)
+        self.health = Health(self.relays.pools.weigh, self._background)
         self._discovery = Discovery(config, self._publish, self._background)
         self._stack = AsyncExitStack()
         self._one_reload = asyncio.Lock()
@@ -63,7 +63,7 @@ class Gateway:
 
     @property
     def pools(self) -> dict[str, Pool]:
-        return self.relays.pools
+        return self.relays.pools.by_name
 
     async def __aenter__(self) -> Self:
         try:
@@ -107,7 +107,7 @@ class Gateway:
 
     async def _publish(self, snapshot: Snapshot) -> None:
         self.health.publish(snapshot)  # first: what is new has its slow start from the beginning
-        await self.relays.publish(snapshot)
+        await self.relays.pools.publish(snapshot)
 
     async def _set_out(self) -> None:
         await self._discovery.first_snapshots()
@@ -128,7 +128,7 @@ class Gateway:
                 changes = await self.relays.apply(config, contents=contents)
             except BaseException:
                 await self._discovery.abandon()
-                self.relays.forget_early()
+                self.relays.pools.forget_early()
                 raise
             self._follow(config, contents)
             await self._discovery.finish()

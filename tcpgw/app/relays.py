@@ -1,18 +1,15 @@
 """The listeners of one process and all that they relay with: planes, pools, connections to instances."""
 
 import asyncio
-import time
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Container, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Self
 
 from tcpgw.access.guard import Guard
 from tcpgw.app.access import Guards, Renew, check
 from tcpgw.app.background import Background
-from tcpgw.app.balancing import make_policy
 from tcpgw.app.channels import Channels, Key
 from tcpgw.app.connections import listed
 from tcpgw.app.lines import Lines
@@ -21,13 +18,11 @@ from tcpgw.app.opening import Opened, Sockets, close_all, open_all
 from tcpgw.app.overload import Overload
 from tcpgw.app.places import Places
 from tcpgw.app.planes import Planes, dismiss, reached, services_of
+from tcpgw.app.pools import Pools
 from tcpgw.app.reports import Reports, Tell
 from tcpgw.app.secure import Contexts
-from tcpgw.balancing.loads import Loads
-from tcpgw.balancing.standing import Share
 from tcpgw.config import schema
 from tcpgw.config.diff import Changes, diff
-from tcpgw.endpoints import Endpoint, Snapshot
 from tcpgw.observe.totals import Figures, summed
 from tcpgw.pool import Pool
 from tcpgw.relay.dial import InstanceTls
@@ -82,30 +77,26 @@ class Relays:
     ) -> None:
         self.listeners: dict[str, Listener] = {}
         self.draining: list[Listener] = []
-        self.pools = {service.name: _make_pool(service) for service in config.service}
         self.memory = Memory(config.gateway.rpc_memory)
         self._lines = Lines(config.gateway.log)
         self._config = config
         self._sockets = sockets
         self._background = background
-        self._balances = {service.name: service.balance for service in config.service}  # as built
         self.places = Places(background, lambda: (*self.listeners.values(), *self.draining))
         self.reports = Reports(tell, background)
+        self.pools = Pools(config, self.reports.watch)
         self.overload = Overload(self._refuse, self._shed)
         self.guards = Guards(renew)
         self._contexts = Contexts()
         self._checked = checked
         self.contents = contents
         self._tls: Mapping[str, InstanceTls] = {}
-        self._weighed: dict[str, tuple[Mapping[Endpoint, Share], Collection[Endpoint]]] = {}
         self._channels = Channels(self.memory, background, self.reports.outcomes, self._lines.requests)
         self.outlived = outlived
         self._tracer: Tracer | None = None
         self._planes: dict[Listener, Plane] = {}
         self._past: dict[str, Figures] = {}  # of listeners that are closed, by name
-        self._early: dict[str, Snapshot] = {}  # of services that are not in the configuration
-        self._coming: dict[str, Pool] = {}  # of those that an `apply` is about to put there
-        self._connecting: set[RpcService] = set()  # likewise: no plane leads to them yet
+        self._connecting: set[RpcService] = set()  # by an `apply`: no plane leads to them yet
         self._one = asyncio.Lock()  # of start and apply
         self._started = False
         self._stopping = False
@@ -120,7 +111,7 @@ class Relays:
             self._tls = self._contexts.of(self._config, self.contents)
             self.guards.make(self._config, self.contents)
             opened = open_all(self._config.listener, self._sockets, {}, self.outlived)
-            self._channels.by_key = self._channels.wanted(self._config, self.pools, self._tls)
+            self._channels.by_key = self._channels.wanted(self._config, self.pools.by_name, self._tls)
             self._add(self._config, opened)
         except BaseException:
             await self.close()
@@ -146,22 +137,6 @@ class Relays:
         for given in self._sockets.values():
             close_all(given)
 
-    async def publish(self, snapshot: Snapshot) -> None:
-        """As `Pool.publish`, of the service that the snapshot is of.
-
-        Where the configuration has no such service, it is kept for when it has.
-        """
-        name = snapshot.service
-        pool = self.pools.get(name) or self._coming.get(name)
-        if name not in self.pools:
-            self._early[name] = snapshot
-        if pool is not None:
-            await pool.publish(snapshot)
-
-    def forget_early(self) -> None:
-        """Forget snapshots of services that are not in the configuration: it was given up that they come."""
-        self._early.clear()
-
     async def start(self) -> None:
         """Connect to the instances of rpc services, as far as they let us, then accept."""
         async with self._one:
@@ -174,23 +149,11 @@ class Relays:
                 listener.start()
             self._started = True
 
-    def weigh(self, service: str, shares: Mapping[Endpoint, Share], watched: Collection[Endpoint]) -> None:
-        """As `Pool.weigh`; `watched` are the endpoints of which also successes are to be told.
-
-        Of a service that is not in the configuration, it is kept for when it is.
-        """
-        self._weighed[service] = shares, watched
-        pool = self.pools.get(service) or self._coming.get(service)
-        if pool is not None:
-            pool.weigh(shares)
-            self.reports.watch(pool, watched)
-
     def _follow(self) -> None:
-        self.places.follow(self._config, self.pools)
-        self.reports.follow(self._config, self.pools)
+        self.places.follow(self._config, self.pools.by_name)
+        self.reports.follow(self._config, self.pools.by_name)
         self.overload.change(self._config.gateway.overload)
-        for name in self._weighed.keys() - self.pools.keys():
-            del self._weighed[name]
+        self.pools.forget_absent()
 
     def _refuse(self, refused: bool) -> None:
         """Turn away whoever connects, or no longer."""
@@ -206,7 +169,7 @@ class Relays:
     def _shed(self) -> int:
         """Turn away a part of what waits for instances; returns how much that was."""
         shed = 0
-        for pool in self.pools.values():
+        for pool in self.pools.by_name.values():
             circuit = self.places.circuit(pool)
             shed += circuit.shed(-(-circuit.waiting // _SHED))
         for service in self.rpc.values():
@@ -230,12 +193,12 @@ class Relays:
 
         Totals are of all listeners that ever had the name, so they never go down.
         """
-        return self._status({name: self._status_of(pool) for name, pool in self.pools.items()})
+        return self._status({name: self._status_of(pool) for name, pool in self.pools.by_name.items()})
 
     async def status_in_turns(self) -> Figures:
         """As `status`, service by service: who relays meanwhile waits for one of them at most."""
         services = {}
-        for name, pool in [*self.pools.items()]:
+        for name, pool in [*self.pools.by_name.items()]:
             services[name] = self._status_of(pool)
             await asyncio.sleep(0)
         return self._status(services)
@@ -307,35 +270,20 @@ class Relays:
         if not self._checked and (contents != self.contents or changes):
             await asyncio.to_thread(check, config, contents)
         tls = self._contexts.of(config, contents)
-        pools = {
-            service.name: self.pools.get(service.name) or _make_pool(service) for service in config.service
-        }
         async with AsyncExitStack() as undo:
             opened = self._open_changed(config, changes, sockets)
             undo.callback(close_all, [sock for one in opened.values() for sock in one.sockets])
-            self._coming = {name: pools[name] for name in pools.keys() - self.pools.keys()}
-            undo.callback(self._coming.clear)
-            for name in self._coming.keys() & self._early.keys():
-                await pools[name].publish(self._early[name])
-            for name in self._coming.keys() & self._weighed.keys():
-                self.weigh(name, *self._weighed[name])
+            undo.callback(self.pools.give_up)
+            pools = await self.pools.prepare(config)
             rpc = self._channels.wanted(config, pools, tls)
             undo.callback(self._release)
             undo.callback(self._connecting.clear)
             self._connecting |= set(rpc.values())
             if self._started:
                 await self._channels.run(rpc.values())
-            await self._rebuild(config)
+            await self.pools.rebuild(config)
             undo.pop_all()
         return _Next(config, changes, opened, pools, rpc, contents, tls)
-
-    async def _rebuild(self, config: schema.Config) -> None:
-        """Build the policies that are others than those built last, be that by an `apply` that failed."""
-        for service in config.service:
-            built = self._balances.get(service.name)
-            if built is not None and _policy_of(built) != _policy_of(service.balance):
-                await self.pools[service.name].rebuild(partial(make_policy, service.balance))
-                self._balances[service.name] = service.balance
 
     def _act(self, new: _Next) -> None:
         """Put it in force, all in one turn of the loop."""
@@ -343,12 +291,10 @@ class Relays:
         touched = self._touched(new)
         self.memory.resize(config.gateway.rpc_memory)
         self._lines.change(config.gateway.log)
-        self._config, self.pools, self._channels.by_key = config, new.pools, new.rpc
+        self._config, self._channels.by_key = config, new.rpc
+        self.pools.take(config, new.pools)
         self.contents, self._tls = new.contents, new.tls
-        self._balances = {service.name: service.balance for service in config.service}
-        self._coming = {}
         self._connecting.clear()
-        self._early = {name: one for name, one in self._early.items() if name not in self.pools}
         followed = {one.heir_of for one in new.opened.values()}
         for name in (*changes.listeners.removed, *changes.listeners.replaced):
             listener = self.listeners.pop(name)
@@ -371,7 +317,7 @@ class Relays:
         """The listeners whose planes are to be others: by their own settings, or by what they lead to."""
         services = {*new.changes.services.changed}
         services |= {name for name in new.pools if new.tls.get(name) is not self._tls.get(name)}
-        services |= {name for name, pool in new.pools.items() if self.pools.get(name) is not pool}
+        services |= {name for name, pool in new.pools.items() if self.pools.by_name.get(name) is not pool}
         services |= {key[0] for key, service in new.rpc.items() if self.rpc.get(key) is not service}
         return {
             listener.name
@@ -394,7 +340,7 @@ class Relays:
 
     def _make_planes(self, config: schema.Config) -> Planes:
         outcomes, circuit = self.reports.outcomes, self.places.circuit
-        return Planes(config, self.pools, self.rpc, self.memory, self._tls, outcomes, circuit)
+        return Planes(config, self.pools.by_name, self.rpc, self.memory, self._tls, outcomes, circuit)
 
     def _add(self, config: schema.Config, opened: Mapping[str, Opened]) -> list[Listener]:
         planes = self._make_planes(config)
@@ -445,12 +391,3 @@ class Relays:
     def _release(self) -> None:
         """Let go of connections to instances that no listener needs."""
         self._channels.release(services_of(self._planes.values()) | self._connecting)
-
-
-def _policy_of(balance: schema.Balance) -> object:
-    """What a policy is made from: without what listeners, judges and placements go by."""
-    return balance.model_dump(exclude={"key", "slow_start", "rebalance"})
-
-
-def _make_pool(service: schema.Service) -> Pool:
-    return Pool(service.name, partial(make_policy, service.balance), Loads(time.monotonic))

@@ -134,14 +134,14 @@ class Worker:
 
     async def _publish(self, *plain: Any) -> None:
         assert self._relays is not None  # noqa: S101 - configured first
-        await self._relays.publish(Snapshot.restored(*plain))
+        await self._relays.pools.publish(Snapshot.restored(*plain))
 
     def _weigh(
         self, service: str, shares: list[tuple[str, int, float, bool]], watched: list[tuple[str, int]]
     ) -> None:
         assert self._relays is not None  # noqa: S101
         found = {Endpoint(host, port): Share(value, by_key) for host, port, value, by_key in shares}
-        self._relays.weigh(service, found, [Endpoint(host, port) for host, port in watched])
+        self._relays.pools.weigh(service, found, [Endpoint(host, port) for host, port in watched])
 
     def _take_elsewhere(self, told: dict[str, dict[str, int]]) -> None:
         self._shares.take(told)
@@ -201,7 +201,8 @@ class Worker:
         reported = 0.0
         while True:
             now = time.monotonic()
-            endpoints = sum(len(pool.members) for pool in self._relays.pools.values()) if self._relays else 0
+            pools = self._relays.pools.by_name.values() if self._relays else ()
+            endpoints = sum(len(pool.members) for pool in pools)
             size = endpoints / _ENDPOINTS_PER_BEAT + self._connections() / _CONNECTIONS_PER_BEAT
             if now - reported >= min(_SELDOM, _BEAT * size):
                 reported = now

@@ -299,7 +299,7 @@ async def test_tables_are_built_beside_the_loop(monkeypatch: pytest.MonkeyPatch)
         builders.append(threading.current_thread())
         return make_policy(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tcpgw.app.relays.make_policy", note)
+    monkeypatch.setattr("tcpgw.app.pools.make_policy", note)
     with capture_logs():
         async with Gateway(loads(relaying([("127.0.0.1", 9)]), Path())):
             pass

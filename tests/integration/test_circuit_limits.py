@@ -170,14 +170,14 @@ async def test_who_waits_for_an_endpoint_that_falls_ill() -> None:
         assert await served(holder_a)
         assert await served(holder_b)
         first, second = await queued(c, 2, source_a)
-        c.gateway.relays.weigh("s", {a: Share(0.0, by_key=False)}, [])
+        c.gateway.relays.pools.weigh("s", {a: Share(0.0, by_key=False)}, [])
         holder_a.close()  # nothing of it is given to anybody
         holder_b.close()
         assert await served(first)
         loads = c.gateway.pools["s"].loads
         await until(lambda: (loads.inflight(a), loads.inflight(b)) == (0, 1))
         assert circuit(c)["waiting"] == 1
-        c.gateway.relays.weigh("s", {}, [])
+        c.gateway.relays.pools.weigh("s", {}, [])
         assert await served(second)
         assert (loads.inflight(a), loads.inflight(b)) == (1, 1)
 

@@ -436,7 +436,7 @@ async def test_what_is_published_before_its_service_is_configured_is_kept() -> N
     """A snapshot may come first: it is in force when the service is."""
     async with running(2) as (a, b), gateway(service(a.endpoint) + listener()) as g:
         early = Snapshot.of("t", [Member(Endpoint.parse(b.endpoint))], taken_at=0.0, version=7)
-        await g.relays.publish(early)
+        await g.relays.pools.publish(early)
         new = service(a.endpoint) + service(b.endpoint, name="t") + listener() + listener('"t"', name="m")
         await g.relays.apply(loads(new, Path()))
         assert g.pools["t"].snapshot is early
@@ -874,7 +874,7 @@ async def test_before_the_start_a_configuration_is_taken_too() -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(background.close)
             relays = await stack.enter_async_context(Relays(first, {}, background))
-            await relays.publish(Snapshot.of("s", [Member(Endpoint.parse(a.endpoint))], taken_at=0.0))
+            await relays.pools.publish(Snapshot.of("s", [Member(Endpoint.parse(a.endpoint))], taken_at=0.0))
             more = "rpc = { connections = 3 }"
             await relays.apply(loads(service(a.endpoint, more=more) + rpc() + rpc(name="m"), Path()))
             assert a.accepted == 0

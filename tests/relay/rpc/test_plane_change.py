@@ -38,9 +38,8 @@ def change(g: Bed, instance: Instance, listener: str) -> None:
     """At once, within this turn of the loop."""
     config = loads(configuration([instance.endpoint], listener=listener, balance='policy = "ring"'), Path())
     relays = g.gateway.relays
-    planes = Planes(
-        config, relays.pools, relays.rpc, relays.memory, {}, relays.reports.outcomes, relays.places.circuit
-    )
+    outcomes, circuit = relays.reports.outcomes, relays.places.circuit
+    planes = Planes(config, relays.pools.by_name, relays.rpc, relays.memory, {}, outcomes, circuit)
     assert planes.changed(config.listener[0], g.plane) is g.plane
 
 
