@@ -181,7 +181,15 @@ class Imbalance(NumberLimit):
         description="How often the most used instance was chosen in the last minute, by what its weight "
         "asks for: from twice on, the others stand idle while it is full.",
     )
+    clear: StrictFloat | None = Field(
+        default=None, ge=1, le=1_000_000_000, description=Limit.model_fields["clear"].description
+    )
     wait: Wait = _for(600.0)
+
+    @property
+    def clears_at(self) -> float:
+        # 1 is even, and nothing is below: relief is a part of what is beyond.
+        return 1.0 + self.RELIEF * (self.threshold - 1.0) if self.clear is None else self.clear
 
 
 class Panic(Condition):

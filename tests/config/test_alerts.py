@@ -85,7 +85,10 @@ def test_a_service_may_have_rules_of_its_own() -> None:
         (P99Latency(threshold=2), 1.6),
         (InstancesBelow(threshold=3), 3),
         (CertificateExpiry(), 14 * 86400),
-        (Imbalance(threshold=2), 1.6),
+        (Imbalance(threshold=2), 1.8),
+        (Imbalance(threshold=1.2), 1.16),
+        (Imbalance(threshold=1), 1),
+        (Imbalance(threshold=1.2, clear=1.05), 1.05),
     ],
 )
 def test_where_an_alert_is_over(rule: Limit, clears_at: float) -> None:
@@ -105,6 +108,18 @@ def test_an_alert_is_never_over_on_the_bad_side(threshold: float, clear: float) 
                 kind.model_validate(rule)
         derived = kind(threshold=threshold).clears_at
         assert derived >= threshold if kind.BELOW else derived <= threshold
+
+
+@given(st.floats(1, 1000))
+def test_an_imbalance_can_be_over(threshold: float) -> None:
+    """At something that instances can have: the most used one never gets less than its part."""
+    assert 1 <= Imbalance(threshold=threshold).clears_at <= threshold
+
+
+def test_an_imbalance_that_could_never_be_over_is_refused() -> None:
+    """Below even there is nothing, also where the operator writes it."""
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Imbalance(threshold=1.2, clear=0.9)
 
 
 @pytest.mark.parametrize("table", [{"wait": 1}, {"for": -1}, {"for": False}])
