@@ -78,10 +78,20 @@ class Picture:
 
     def usable(self, service: str) -> tuple[int, int]:
         """How many endpoints may be given something, and how many have a weight."""
-        snapshot = self.snapshots.get(service)
-        weights = {str(one): weight for one, weight in snapshot.members if weight} if snapshot else {}
-        states = self.states(service)
+        weights, states = self._weights(service), self.states(service)
         return sum(may_be_given(weight, states.get(one)) for one, weight in weights.items()), len(weights)
+
+    def used(self, service: str) -> Mapping[str, int]:
+        """Weights of the endpoints that are given something: of all in a panic, else of the usable ones."""
+        weights, states = self._weights(service), self.states(service)
+        if self.health.get(service, {}).get("panic", False):
+            return weights
+        return {one: weight for one, weight in weights.items() if may_be_given(weight, states.get(one))}
+
+    def _weights(self, service: str) -> dict[str, int]:
+        """Those that are not 0, by endpoint."""
+        snapshot = self.snapshots.get(service)
+        return {str(one): weight for one, weight in snapshot.members if weight} if snapshot else {}
 
 
 def is_asked_again(service: schema.Service) -> bool:

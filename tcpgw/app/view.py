@@ -56,11 +56,12 @@ class Recent:
     def imbalances(self, picture: Picture) -> dict[str, float]:
         """By service: the share of the endpoint that was picked most, against its weight's share.
 
-        Without those of which little was seen.
+        Among those that are used: what is sick gets nothing, and that says nothing of the others. Without
+        services of which little was seen.
         """
         found = {}
-        for name, snapshot in picture.snapshots.items():
-            weights = {str(endpoint): weight for endpoint, weight in snapshot.members if weight}
+        for name in picture.snapshots:
+            weights = picture.used(name)
             picked = {endpoint: self.lately.sum(("picked", name, endpoint)) for endpoint in weights}
             total = sum(picked.values())
             if total >= max(_ENOUGH, 10 * len(weights)):

@@ -143,7 +143,8 @@ ENDPOINT_CONNECTS = _counter("endpoint_connects", "Connections made to it.", "se
 ENDPOINT_FAILURES = _counter("endpoint_failures", "Its failures.", "service", "endpoint", "kind")
 IMBALANCE = _gauge(
     "hash_imbalance_ratio",
-    "What the endpoint that was picked most got in the last minute, against its weight's share.",
+    "What the endpoint that was picked most got in the last minute, against its weight's share among those "
+    "in use.",
     "service",
 )
 EJECTIONS = _counter("ejections", "Endpoints that were put out for their failures.", "service")

@@ -109,6 +109,22 @@ def test_imbalance_is_that_of_the_most_picked() -> None:
     assert few["services"][0]["imbalance"] is None
 
 
+def test_imbalance_is_among_those_that_are_used() -> None:
+    """Sick endpoints get nothing, which is no imbalance of the others; in a panic all are used."""
+    three: dict[str, Any] = {"snapshots": {"s": snapshot(1, 1, 1)}}
+    sick = {A: "healthy", B: "healthy", "10.0.0.3:1": "ejected"}
+    zero, after = connected(0, {}), connected(300, {A: 150, B: 120, "10.0.0.3:1": 30})
+
+    def imbalance(**health: Any) -> Any:
+        _, view = seen(zero, after, health={"s": {"states": sick, **health}}, **three)
+        return view["services"][0]["imbalance"]
+
+    assert imbalance() == pytest.approx(150 / 135)
+    assert imbalance(panic=True) == 1.5
+    _, none = seen(zero, after, health={"s": {"states": dict.fromkeys(sick, "unhealthy")}}, **three)
+    assert none["services"][0]["imbalance"] is None
+
+
 def test_states_and_what_an_operator_said() -> None:
     """Each endpoint with its state and why, and with the weight that discovery gives."""
     known: dict[str, Any] = {
