@@ -22,7 +22,8 @@ _LEFT_OUT = "the first ones of a rule keep their places, and the others are coun
 class Alerting:
     """The alerts of one gateway. Used in one running event loop; `look` is to be called once a second.
 
-    All that fires and is over stands in the log, whoever else is told.
+    All that fires and is over stands in the log, whoever else is told: receivers are from the first `follow`
+    on, which starts what sends to them.
     """
 
     def __init__(
@@ -39,7 +40,6 @@ class Alerting:
         self._receivers = Receivers(background)
         self._left_out: Mapping[str, int] = {}
         self._engine = Engine(_rules(config), config.alerts.keep_firing_for)
-        self._receivers.follow(config.alerts)
 
     def follow(self, config: schema.Config) -> None:
         """Take a configuration's rules and receivers. Alerts, silences and receivers that stay go on."""

@@ -57,6 +57,7 @@ class Alerted:
     def __init__(self, config: Config, background: Background) -> None:
         self.now = 1000.0
         self.alerting = Alerting(config, background, clock=lambda: self.now, wall=lambda: WALL + self.now)
+        self.alerting.follow(config)
 
     def look(self, readings: Readings, after: float = 1.0) -> None:
         self.now += after

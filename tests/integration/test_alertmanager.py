@@ -68,7 +68,9 @@ async def test_alertmanager_hears_of_an_alert_and_of_its_end(
         inbox() as ours,
         alertmanager(need("prometheus-alertmanager"), tmp_path, theirs.url) as url,
     ):
-        alerting = Alerting(_config(url, ours.url), background)
+        config = _config(url, ours.url)
+        alerting = Alerting(config, background)
+        alerting.follow(config)
         readings = {**PANIC}
         background.start(_looking(alerting, readings), "a supervisor")
         await until(lambda: theirs.told and ours.told)
