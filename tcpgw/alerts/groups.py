@@ -9,6 +9,7 @@ Of each name:
    meanwhile. One that comes and goes between two notifications is in neither.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -49,6 +50,12 @@ class Groups:
     def __init__(self, rhythm: Rhythm) -> None:
         self.rhythm = rhythm
         self._groups: dict[str, _Group] = {}
+
+    def remind(self) -> None:
+        """Tell at the next look again of what fires: perhaps the receiver has not heard of it."""
+        for group in self._groups.values():
+            if group.last is not None:
+                group.last = -math.inf
 
     def look(
         self, firing: Iterable[Alert], resolved: Iterable[Alert], left_out: Mapping[str, int], now: float

@@ -53,15 +53,19 @@ class Sender:
         self.sent = self.failed = self.dropped = 0
         self.error = ""
         self._receiver = receiver
-        self._url = URL(url, encoded=True)  # a key in it stays as it was written
-        self._headers = {"User-Agent": f"tcpgw/{__version__}", **headers, "Content-Type": "application/json"}
-        self._timeout = timeout
         self._lasting = lasting
         self._clock = clock
         self._sleep = sleep
         self._waiting: deque[tuple[bytes, float]] = deque()
         self._some = asyncio.Event()
         self._said = 0.0
+        self.change(url, headers, timeout=timeout)
+
+    def change(self, url: str, headers: Mapping[str, str], *, timeout: float) -> None:
+        """Send so from the next try on: what waits, too."""
+        self._url = URL(url, encoded=True)  # a key in it stays as it was written
+        self._headers = {"User-Agent": f"tcpgw/{__version__}", **headers, "Content-Type": "application/json"}
+        self._timeout = timeout
 
     @property
     def waiting(self) -> int:
@@ -78,7 +82,6 @@ class Sender:
     async def run(self) -> None:
         """Send what comes, for ever. Cancellation closes the connection and loses what waits."""
         async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=self._timeout),
             connector=aiohttp.TCPConnector(limit=1),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,  # a proxy of the environment would read what is a secret of the receiver's
@@ -111,13 +114,18 @@ class Sender:
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool, float] | None:
         """Try once. None: it was taken. Else what was wrong, whether another try may help, and after what."""
+        timeout = self._timeout
         try:
             async with session.post(
-                self._url, data=body, headers=self._headers, allow_redirects=False
+                self._url,
+                data=body,
+                headers=self._headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout),
             ) as response:
                 return _refusal(response.status, response.headers.get("Retry-After", ""))
         except TimeoutError:
-            return f"no answer within {self._timeout:g} s", True, 0.0
+            return f"no answer within {timeout:g} s", True, 0.0
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Of some the text holds the whole URL.
             told = isinstance(error, aiohttp.ClientConnectionError | OSError)

@@ -6,6 +6,7 @@ a minute), and once when it is over. Should that be lost, `endsAt` says it: LAST
 time, so that some may be lost before (Prometheus: four times).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -22,6 +23,10 @@ class Upkeep:
     def __init__(self) -> None:
         self._told: dict[tuple[str, Labels, str], Alert] = {}
         self._last = 0.0
+
+    def remind(self) -> None:
+        """Tell at the next look again of what fires: perhaps it has not heard of it."""
+        self._last = -math.inf
 
     def look(self, firing: Iterable[Alert], now: float, wall: float) -> list[Alert]:
         """Return what is to be told. `firing` without what is silenced: that is over for Alertmanager."""

@@ -46,19 +46,26 @@ class Receivers:
         self._labels: Mapping[str, str] = {}
 
     def follow(self, alerts: schema.Alerts) -> None:
-        """Take these, and no others any more. Those that stay as they were go on, with what they know."""
+        """Take these, and no others any more.
+
+        Those that stay go on, with what they know and what waits for them. One that is changed hears again of
+        what fires: it may not have been reached before, or be another.
+        """
         wanted = dict(_named(alerts))
-        for key, receiver in list(self._all.items()):
-            if wanted.get(key) != receiver.settings:
-                del self._all[key]
-                receiver.task.cancel()  # `Background` waits for its end
+        for key in self._all.keys() - wanted.keys():
+            self._all.pop(key).task.cancel()  # `Background` waits for its end
         for key, settings in wanted.items():
-            if key not in self._all:
+            receiver = self._all.get(key)
+            if receiver is None:
                 self._all[key] = self._begin(key, settings)
+            elif receiver.settings != settings:
+                receiver.settings = settings
+                receiver.sender.change(*_target(key, settings), timeout=settings.timeout)
+                receiver.known.remind()
         rhythm = Rhythm(alerts.group_wait, alerts.group_interval, alerts.repeat)
         for receiver in self._all.values():
             if isinstance(receiver, _Webhook):
-                receiver.groups.rhythm = rhythm
+                receiver.known.rhythm = rhythm
         self._labels = {"instance": socket.gethostname(), **alerts.labels}
 
     def look(
@@ -98,15 +105,9 @@ class Receivers:
     def _begin(self, key: tuple[str, str], settings: _Settings) -> "_Webhook | _Manager":
         from tcpgw.alerts.senders import Sender  # noqa: PLC0415 - aiohttp, which takes its time
 
-        name, url = key
-        headers = {header: value.get_secret_value() for header, value in settings.headers.items()}
-        if settings.bearer is not None:
-            headers["Authorization"] = f"Bearer {settings.bearer.get_secret_value()}"
-        if isinstance(settings, schema.Alertmanager):
-            url, lasting = f"{url}/api/v2/alerts", _UPKEEP
-        else:
-            url, lasting = settings.url.get_secret_value(), _NEWS
-        sender = Sender(name, url, headers, timeout=settings.timeout, lasting=lasting)
+        name, _ = key
+        lasting = _UPKEEP if isinstance(settings, schema.Alertmanager) else _NEWS
+        sender = Sender(name, *_target(key, settings), timeout=settings.timeout, lasting=lasting)
         task = self._background.start(sender.run(), f"alerts to {name}")
         if isinstance(settings, schema.Alertmanager):
             return _Manager(settings, sender, task)
@@ -122,6 +123,16 @@ def _named(alerts: schema.Alerts) -> Iterator[tuple[tuple[str, str], _Settings]]
             yield ("alertmanager", url), alerts.alertmanager
 
 
+def _target(key: tuple[str, str], settings: _Settings) -> tuple[str, dict[str, str]]:
+    """The URL, and the headers of what is sent there."""
+    headers = {header: value.get_secret_value() for header, value in settings.headers.items()}
+    if settings.bearer is not None:
+        headers["Authorization"] = f"Bearer {settings.bearer.get_secret_value()}"
+    if isinstance(settings, schema.Alertmanager):
+        return f"{key[1]}/api/v2/alerts", headers
+    return settings.url.get_secret_value(), headers
+
+
 class _Webhook:
     """One that is told by groups."""
 
@@ -132,10 +143,10 @@ class _Webhook:
         self.settings = settings
         self.sender = sender
         self.task = task
-        self.groups = Groups(Rhythm(0.0, 0.0, 0.0))
+        self.known = Groups(Rhythm(0.0, 0.0, 0.0))
 
     def bodies(self, heard: _Heard, labels: Mapping[str, str]) -> Iterator[bytes]:
-        for one in self.groups.look(heard.firing, heard.resolved, heard.left_out, heard.now):
+        for one in self.known.look(heard.firing, heard.resolved, heard.left_out, heard.now):
             yield notices.webhook(one, self.name, labels)
 
 
@@ -146,8 +157,8 @@ class _Manager:
         self.settings = settings
         self.sender = sender
         self.task = task
-        self._upkeep = Upkeep()
+        self.known = Upkeep()
 
     def bodies(self, heard: _Heard, labels: Mapping[str, str]) -> Iterator[bytes]:
-        told = self._upkeep.look(heard.firing, heard.now, heard.wall)
+        told = self.known.look(heard.firing, heard.now, heard.wall)
         yield from notices.alertmanager(told, labels, heard.wall, LASTING)

@@ -174,3 +174,19 @@ def test_what_is_told_is_true_and_seldom(history: list[tuple[float, set[str], se
             assert ended.isdisjoint(firing - silenced)
             known = (known | heard) - ended
         assert len(sent) <= 1
+
+
+def test_who_is_reminded_hears_again_of_what_fires() -> None:
+    """At the next look, and of ends as before; what waits for its first turn still does."""
+    told = Told()
+    told.after(0, "ab")
+    told.after(WAIT, "ab")
+    told.groups.remind()
+    assert told.after(1, "a", "b") == ["a !b"]
+    assert told.after(1, "a") == []
+    told.groups.remind()
+    assert told.after(1, "", "a") == ["!a"]
+    told.after(INTERVAL, "c")
+    told.groups.remind()
+    assert told.after(WAIT - 1, "c") == []
+    assert told.after(1, "c") == ["c"]

@@ -224,6 +224,23 @@ async def test_no_line_holds_what_may_be_a_secret(host: str) -> None:
     assert lines[0]["url"] == f"http://{host}"
 
 
+async def test_what_waits_is_sent_as_it_is_changed(serve: Serve) -> None:
+    """The message that is being tried as well; what was counted stays."""
+    inbox = Inbox()
+    right = await serve(inbox.handle)
+
+    async def refuse(_: web.Request) -> web.Response:
+        sender.change(f"{right}new", {"X-Key": "n"}, timeout=9)
+        return web.Response(status=500)
+
+    async with sending(await serve(refuse), headers={"X-Key": "o"}) as sender:
+        sender.send(b"1")
+        sender.send(b"2")
+        await until(lambda: sender.sent == 2)
+    assert (inbox.got, sender.failed, sender.dropped) == ([1, 2], 1, 0)
+    assert {(one["path"], one["X-Key"]) for one in inbox.headers} == {("/new", "n")}
+
+
 async def test_a_proxy_of_the_environment_is_not_asked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would see the secrets."""
     proxy = Inbox(500)

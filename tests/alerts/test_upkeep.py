@@ -37,3 +37,12 @@ def test_one_that_fires_again_is_told_at_once() -> None:
     assert told(upkeep, 1, alert("a", since=WALL + 1)) == [("a", "firing")]
     changed = alert("a", since=WALL + 1, severity="warning")
     assert told(upkeep, 2, changed) == [("a", "firing"), ("a", "resolved")]
+
+
+def test_it_is_reminded() -> None:
+    """Of what fires at the next look, and of what is over since."""
+    upkeep = Upkeep()
+    assert told(upkeep, 0, alert("a"), alert("b")) == [("a", "firing"), ("b", "firing")]
+    upkeep.remind()
+    assert told(upkeep, 1, alert("a")) == [("a", "firing"), ("b", "resolved")]
+    assert told(upkeep, 2, alert("a")) == []
