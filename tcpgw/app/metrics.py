@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from tcpgw.app.figures import connections, invocations, requests
-from tcpgw.app.picture import Picture, is_asked_again
+from tcpgw.app.picture import Picture
 from tcpgw.app.routes import Routes
 from tcpgw.config import schema
 from tcpgw.health.verdict import State
@@ -92,9 +92,10 @@ def _endpoints(made: Exposition, picture: Picture, service: str) -> None:
         made.set(m.ENDPOINT_CONNECTS, one.get("connected", 0), service, endpoint)
         for kind, count in one.get("failures", {}).items():
             made.set(m.ENDPOINT_FAILURES, count, service, endpoint, kind)
-    counted = Counter(states.values())
-    for state in _STATES:
-        made.set(m.ENDPOINTS, counted[state], service, state)
+    if picture.is_known(service):
+        counted = Counter(states.values())
+        for state in _STATES:
+            made.set(m.ENDPOINTS, counted[state], service, state)
     rpc, circuit = figures.get("rpc", {}), figures.get("circuit", {})
     if "connect" in figures:
         made.set_histogram(m.CONNECT, figures["connect"], service)
@@ -118,8 +119,9 @@ def _discovery(made: Exposition, picture: Picture, settings: schema.Service) -> 
     if asked is not None:
         made.set(m.DISCOVERY_CALLS, asked["calls"], service)
         made.set(m.DISCOVERY_ERRORS, asked["errors"], service)
-        if asked["answered_at"] is not None and is_asked_again(settings):
-            made.set(m.DISCOVERY_SUCCESS, asked["answered_at"], service)
+    confirmed_at = picture.confirmed_at(settings)
+    if confirmed_at is not None:
+        made.set(m.DISCOVERY_SUCCESS, confirmed_at, service)
 
 
 def _processes(made: Exposition, picture: Picture, processes: Mapping[int, Resources]) -> None:

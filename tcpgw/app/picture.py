@@ -76,6 +76,19 @@ class Picture:
         found: Mapping[str, str] = self.health.get(service, {}).get("states", {})
         return found
 
+    def is_known(self, service: str) -> bool:
+        """Whether its endpoints are: without a snapshot it has none, but the start waits for the first."""
+        return service in self.snapshots or self.state != "starting"
+
+    def confirmed_at(self, service: schema.Service) -> float | None:
+        """When a source that is asked again and again last said what is in force, in Unix time, if ever."""
+        if not is_asked_again(service):
+            return None
+        answered_at: float | None = self.discovery.get(service.name, {}).get("answered_at")
+        snapshot = self.snapshots.get(service.name)
+        # Without an answer since the start it is a stored one that is in force.
+        return answered_at or (snapshot.taken_at if snapshot else None)
+
     def usable(self, service: str) -> tuple[int, int]:
         """How many endpoints may be given something, and how many have a weight."""
         weights, states = self._weights(service), self.states(service)

@@ -3,14 +3,11 @@
 from collections import deque
 from collections.abc import Mapping
 
-from tcpgw.app.picture import Picture, is_asked_again
+from tcpgw.alerts.rules import Labels, Readings
+from tcpgw.app.picture import Picture
 from tcpgw.app.view import Recent
 from tcpgw.config import schema
 from tcpgw.observe.histogram import quantile_of
-
-Labels = tuple[tuple[str, str], ...]
-Readings = dict[str, dict[Labels, float]]
-"""By reading, then by labels; what nothing can be said of is absent."""
 
 # Seconds for which a worker's death counts.
 _DEATHS = 600.0
@@ -30,7 +27,7 @@ class Reader:
 
     def read(self, picture: Picture, recent: Recent, now: float) -> Readings:
         """`now` is monotonic."""
-        readings: Readings = {
+        readings: dict[str, dict[Labels, float]] = {
             "worker_deaths": {(): self._recent_deaths(picture.deaths, now)},
             "overloaded": {(): float(picture.totals.get("overload", {}).get("active", 0))},
             "imbalance": {_of(name): ratio for name, ratio in recent.imbalances(picture).items()},
@@ -54,11 +51,10 @@ class Reader:
 
     def _service(self, picture: Picture, recent: Recent, service: schema.Service) -> Mapping[str, float]:
         name = service.name
-        snapshot = picture.snapshots.get(name)
         found = {"panic": float(picture.health.get(name, {}).get("panic", False))}
-        if snapshot is not None:  # before the first one it is the start that is waited for
+        if picture.is_known(name):
             usable, endpoints = picture.usable(name)
-            found |= {"usable_endpoints": float(usable), "endpoints": float(endpoints)}
+            found["usable_endpoints"] = float(usable)
             if endpoints:
                 found["usable_share"] = usable / endpoints
         lately = recent.lately
@@ -69,10 +65,9 @@ class Reader:
         p99 = quantile_of(buckets, 0.99)
         if p99 is not None and sum(buckets.values()) >= _ENOUGH:
             found["p99_latency"] = p99
-        if snapshot is not None and is_asked_again(service):
-            answered_at = picture.discovery.get(name, {}).get("answered_at")
-            # Without an answer since the start it is a stored one that is in force.
-            found["discovery_age"] = picture.at - (answered_at or snapshot.taken_at)
+        confirmed_at = picture.confirmed_at(service)
+        if confirmed_at is not None:
+            found["discovery_age"] = picture.at - confirmed_at
         return found
 
     def _recent_deaths(self, deaths: int, now: float) -> float:

@@ -164,7 +164,8 @@ DISCOVERY_CALLS = _counter("discovery_calls", "Times that a service's endpoints 
 DISCOVERY_ERRORS = _counter("discovery_errors", "Of these, those that failed.", "service")
 DISCOVERY_SUCCESS = _gauge(
     "discovery_last_success_timestamp_seconds",
-    "Unix time of the last answer of a source that is asked again and again.",
+    "Unix time of the last answer of a source that is asked again and again; before the first one, at "
+    "which the stored snapshot was taken.",
     "service",
 )
 BUDGET = _gauge("cloud_budget_calls", "Calls that the cloud allows in a minute.", "cloud")

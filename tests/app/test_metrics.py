@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tcpgw.app.metrics import expose
 from tcpgw.process.resources import Resources
-from tests.support.pictures import NOW, picture, snapshot, worker
+from tests.support.pictures import ASKED, NOW, config, picture, snapshot, worker
 from tests.support.totals import listener, method, tally
 
 A, B = "10.0.0.1:1", "10.0.0.2:1"
@@ -105,9 +105,25 @@ def test_the_gateway_itself() -> None:
     assert found["tcpgw_alerts", "panic", "critical"] == 2
 
 
+def test_discovery_that_does_not_answer() -> None:
+    """Endpoints were last confirmed when the stored snapshot in force was taken, if the source never did."""
+    name = ("tcpgw_discovery_last_success_timestamp_seconds", "s")
+    asked: dict[str, Any] = {"config": config(ASKED), "snapshots": {"s": snapshot(1, taken_at=NOW - 500)}}
+    figures = {"calls": 9, "errors": 9}
+    assert series(**asked, discovery={"s": {**figures, "answered_at": None}})[name] == NOW - 500
+    assert series(**asked, discovery={"s": {**figures, "answered_at": NOW - 20}})[name] == NOW - 20
+    assert name not in series(config=asked["config"])
+
+
+def test_a_service_that_never_had_a_snapshot() -> None:
+    """It has no endpoint, which says something once its first snapshot is not waited for any more."""
+    assert series()["tcpgw_endpoints", "s", "healthy"] == 0
+    assert ("tcpgw_endpoints", "s", "healthy") not in series(state="starting")
+
+
 def test_a_gateway_that_has_just_started() -> None:
     """Nothing was told yet, and it can be scraped."""
-    found = series()
+    found = series(state="starting")
     assert found["tcpgw_worker_restarts_total",] == 0
     assert found["tcpgw_invocations_total", "s", ""] == 0
 

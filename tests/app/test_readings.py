@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from tcpgw.app.readings import Reader, Readings
+from tcpgw.alerts.rules import Readings
+from tcpgw.app.readings import Reader
 from tcpgw.app.view import Recent
-from tests.support.pictures import NOW, config, picture, snapshot
+from tests.support.pictures import ASKED, NOW, config, picture, snapshot
 from tests.support.totals import listener, tally
 
 S = (("service", "s"),)
@@ -26,7 +27,7 @@ def ended(**reasons: int) -> dict[str, Any]:
 
 
 def test_endpoints_that_may_be_used() -> None:
-    """Those with a weight that are not known to be sick; nothing is said of a service without a snapshot."""
+    """Those with a weight that are not known to be sick."""
     states = {
         "10.0.0.1:1": "healthy",
         "10.0.0.2:1": "ejected",
@@ -35,10 +36,18 @@ def test_endpoints_that_may_be_used() -> None:
     }
     found = read({}, {}, snapshots={"s": snapshot(1, 1, 1, 1, 0)}, health={"s": {"states": states}})
     assert found["usable_endpoints"] == {S: 2.0}
-    assert found["endpoints"] == {S: 4.0}
     assert found["usable_share"] == {S: 0.5}
     assert read({}, {}, snapshots={"s": snapshot(0)})["usable_endpoints"] == {S: 0.0}
-    assert not {"usable_endpoints", "usable_share"} & read({}, {}).keys()
+
+
+def test_a_service_that_never_had_a_snapshot_has_no_endpoint() -> None:
+    """Once its first one is not waited for any more: until then nothing is said of it."""
+    for state in ("ready", "degraded", "draining"):
+        found = read({}, {}, state=state)
+        assert found["usable_endpoints"] == {S: 0.0}
+        assert "usable_share" not in found
+    assert "usable_endpoints" not in read({}, {}, state="starting")
+    assert read({}, {}, state="starting", snapshots={"s": snapshot(1)})["usable_endpoints"] == {S: 1.0}
 
 
 def test_the_share_that_failed_takes_a_volume() -> None:
@@ -66,21 +75,6 @@ def test_a_percentile_takes_some() -> None:
     assert read(before, after)["p99_latency"][S] == pytest.approx(136e-6)
     after["services"]["s"]["connect"]["buckets"]["40"] -= 1
     assert "p99_latency" not in read(before, after)
-
-
-ASKED = """
-[cloud.c]
-endpoint = "https://modelarts.example.com"
-project_id = "0123456789abcdef0123456789abcdef"
-auth = { type = "token", token = "t" }
-[[service]]
-name = "s"
-discovery = { type = "modelarts", service_id = "11111111-2222-3333-4444-555555555555", cloud = "c" }
-[[listener]]
-name = "l"
-bind = "127.0.0.1:0"
-route = "s"
-"""
 
 
 def test_how_long_discovery_has_not_answered() -> None:

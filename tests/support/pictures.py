@@ -11,6 +11,21 @@ from tests.support.processes import relaying
 
 NOW = 1_700_000_000.0
 
+# A configuration of one service, s, whose source is asked again and again.
+ASKED = """
+[cloud.c]
+endpoint = "https://modelarts.example.com"
+project_id = "0123456789abcdef0123456789abcdef"
+auth = { type = "token", token = "t" }
+[[service]]
+name = "s"
+discovery = { type = "modelarts", service_id = "11111111-2222-3333-4444-555555555555", cloud = "c" }
+[[listener]]
+name = "l"
+bind = "127.0.0.1:0"
+route = "s"
+"""
+
 
 def snapshot(*weights: int, service: str = "s", version: int = 7, taken_at: float = NOW - 5) -> Snapshot:
     """Of 10.0.0.1:1 and so on, with these weights."""
