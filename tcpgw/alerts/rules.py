@@ -67,6 +67,7 @@ class Kind:
 
 # A service's endpoints that may be given something, as the reading of that name counts them.
 _USABLE = 'sum without (state) (tcpgw_endpoints{state=~"unknown|healthy|trial"})'
+_CONFIRMED = "time() - tcpgw_discovery_last_success_timestamp_seconds"
 _INVOCATIONS = "sum without (version) ({}(tcpgw{}_invocations_total[1m]))"
 
 KINDS = (
@@ -130,8 +131,9 @@ KINDS = (
         "The instances of {service} were last confirmed {value} ago",
         "The last good snapshot is used: instances that came since get nothing, those that are gone are "
         "found by checks alone. The log has the source's answer (discovery_failed).",
-        "time() - tcpgw_discovery_last_success_timestamp_seconds",
+        _CONFIRMED,
         Unit.SECONDS,
+        guard=f"{_CONFIRMED} > {_MISSED} * tcpgw_discovery_refresh_seconds",
     ),
     Kind(
         "imbalance",

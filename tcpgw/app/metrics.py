@@ -122,6 +122,9 @@ def _discovery(made: Exposition, picture: Picture, settings: schema.Service) -> 
     confirmed_at = picture.confirmed_at(settings)
     if confirmed_at is not None:
         made.set(m.DISCOVERY_SUCCESS, confirmed_at, service)
+    discovery = settings.discovery
+    if isinstance(discovery, schema.DnsDiscovery | schema.ModelArtsDiscovery):
+        made.set(m.DISCOVERY_REFRESH, discovery.refresh, service)
 
 
 def _processes(made: Exposition, picture: Picture, processes: Mapping[int, Resources]) -> None:

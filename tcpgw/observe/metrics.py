@@ -168,6 +168,11 @@ DISCOVERY_SUCCESS = _gauge(
     "which the stored snapshot was taken.",
     "service",
 )
+DISCOVERY_REFRESH = _gauge(
+    "discovery_refresh_seconds",
+    "Time between two questions to such a source, by the configuration.",
+    "service",
+)
 BUDGET = _gauge("cloud_budget_calls", "Calls that the cloud allows in a minute.", "cloud")
 BUDGET_LEFT = _gauge("cloud_budget_left_calls", "Calls that may be made now.", "cloud")
 

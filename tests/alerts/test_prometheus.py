@@ -112,6 +112,11 @@ SERIES = [
     series("tcpgw_connect_duration_seconds_bucket", "0+50x40", service="well", le="+Inf"),
     series("tcpgw_discovery_last_success_timestamp_seconds", "0x40", service="dead"),
     series("tcpgw_discovery_last_success_timestamp_seconds", "0+15x40", service="well"),
+    # Asked each ten minutes: it is not late before half an hour.
+    series("tcpgw_discovery_last_success_timestamp_seconds", "0x40", service="seldom"),
+    series("tcpgw_discovery_refresh_seconds", "30x40", service="dead"),
+    series("tcpgw_discovery_refresh_seconds", "30x40", service="well"),
+    series("tcpgw_discovery_refresh_seconds", "600x40", service="seldom"),
     series("tcpgw_hash_imbalance_ratio", "3x100", service="dead"),
     series("tcpgw_hash_imbalance_ratio", "1.5x100", service="well"),
     series("tcpgw_panic", "0x11 1x28", service="dead"),

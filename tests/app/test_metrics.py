@@ -115,6 +115,13 @@ def test_discovery_that_does_not_answer() -> None:
     assert name not in series(config=asked["config"])
 
 
+def test_how_often_a_source_is_asked() -> None:
+    """Where it is asked again and again: by that it is judged whether an answer is late."""
+    name = ("tcpgw_discovery_refresh_seconds", "s")
+    assert series(config=config(ASKED.replace("cloud = ", 'refresh = "10m", cloud = ')))[name] == 600
+    assert name not in series()
+
+
 def test_a_service_that_never_had_a_snapshot() -> None:
     """It has no endpoint, which says something once its first snapshot is not waited for any more."""
     assert series()["tcpgw_endpoints", "s", "healthy"] == 0
