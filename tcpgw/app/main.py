@@ -66,6 +66,7 @@ async def run(config: schema.Config, path: Path) -> None:
                     await stack.enter_async_context(asked)
                 _say_ready(supervisor, manager, sorted(given))
                 handover.accept(supervisor.sockets.values())
+                supervisor.monitor.judge()
                 operation.started.set()
                 watching = await stack.enter_async_context(AsyncExitStack())
                 await watching.enter_async_context(manager.watched())

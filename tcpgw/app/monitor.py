@@ -27,7 +27,7 @@ _FAILED = 60.0
 
 class Monitor:
     """`run` it as a task. `picture` says what is known now, with `lag` as its parameter; `ask` has every
-    worker's report renewed.
+    worker's report renewed. Alerts are judged between `judge` and `retire`.
     """
 
     def __init__(
@@ -45,6 +45,10 @@ class Monitor:
         self._lag = Lag()
         self._failed = -inf  # when a look last did, and was told of
         self._view: View | None = None
+        self._judges = False
+
+    def judge(self) -> None:
+        """Judge from the next look on. Not before this gateway serves: an upgrade that fails tells nobody."""
         self._judges = True
 
     async def retire(self) -> None:

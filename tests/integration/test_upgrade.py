@@ -158,6 +158,25 @@ def test_who_looks_sees_the_one_that_serves(tmp_path: Path, background: Backgrou
         wait_until(lambda: not runs(upgraded["successor"]))
 
 
+def test_a_successor_judges_when_it_serves(tmp_path: Path, background: Background) -> None:
+    """Before, the old one does: one that did not come to serve could not tell that its alerts are over."""
+    port = free_port()
+    run = Run(tmp_path, config_of(background.instances, port))
+    with socket.create_server(("127.0.0.1", 0)) as api, run.started() as gateway:
+        more = waiting(api).replace('wait = "1m"', 'wait = "3s"')
+        alerts = "[alerts]\ninstances_below = { threshold = 100, for = 0 }\n"
+        run.file.write_text(config_of(background.instances, port) + more + alerts)
+        gateway.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: gateway.events("alert_firing"))
+        ready, fired = gateway.events("ready"), gateway.events("alert_firing")
+        assert len(ready) == 2
+        assert ready[1]["ts"] <= fired[0]["ts"]
+        assert gateway.process.wait(PATIENCE) == 0
+    (upgraded,) = gateway.events("upgraded")
+    os.kill(upgraded["successor"], signal.SIGTERM)
+    wait_until(lambda: not runs(upgraded["successor"]))
+
+
 def test_a_stop_ends_an_upgrade_too(tmp_path: Path, background: Background) -> None:
     """Nobody is left who serves a gateway that was told to end."""
     port = free_port()
