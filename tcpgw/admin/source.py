@@ -48,8 +48,8 @@ class Source(Protocol):
     async def silence(self, alert: str, labels: Mapping[str, str], seconds: float, comment: str) -> Any:
         """Send no notices of an alert for so long."""
 
-    async def unsilence(self, alert: str, labels: Mapping[str, str]) -> Any:
-        """Send notices of an alert again. Idempotent."""
+    async def unsilence(self, alert: str, labels: Mapping[str, str]) -> int:
+        """End the silence with just these labels, without any all of that name; return how many that were."""
 
     async def reload(self) -> Any:
         """Read the configuration again; return what changed, line by line."""

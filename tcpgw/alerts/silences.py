@@ -5,7 +5,7 @@ name. It ends by itself. What is silenced is judged on and shown, and what was t
 over when it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tcpgw.alerts.engine import Alert
@@ -33,8 +33,12 @@ class Silence:
     until: float
     comment: str
 
-    def covers(self, alert: Alert) -> bool:
-        return self.alert in {"*", alert.name} and set(self.labels) <= set(alert.labels)
+
+def until(alert: Alert, silences: Iterable[Silence]) -> float | None:
+    """When the last of these ends that covers an alert, in Unix time. None: nothing does."""
+    names, labels = {"*", alert.name}, set(alert.labels)
+    covering = [one for one in silences if one.alert in names and labels.issuperset(one.labels)]
+    return max((one.until for one in covering), default=None)
 
 
 class Silences:
@@ -65,20 +69,19 @@ class Silences:
         self._ends[key] = now + seconds, silence
         return silence
 
-    def remove(self, alert: str, labels: Mapping[str, str]) -> bool:
-        """Be silent no more, and return whether there was such a silence."""
-        return self._ends.pop((alert, _sorted(labels)), None) is not None
+    def remove(self, alert: str, labels: Mapping[str, str], now: float) -> int:
+        """End the silence with just these labels, without any all of that name; return how many that were."""
+        self._forget(now)
+        wanted = _sorted(labels)
+        ended = [key for key in self._ends if key[0] == alert and (not wanted or key[1] == wanted)]
+        for key in ended:
+            del self._ends[key]
+        return len(ended)
 
     def listed(self, now: float) -> list[Silence]:
         """Those in force, in the order of their ends."""
         self._forget(now)
         return [silence for _, silence in sorted(self._ends.values(), key=lambda end: end[0])]
-
-    def until(self, alert: Alert, now: float) -> float | None:
-        """When the last silence ends that covers an alert, in Unix time. None: nothing does."""
-        self._forget(now)
-        ends = [silence.until for _, silence in self._ends.values() if silence.covers(alert)]
-        return max(ends, default=None)
 
     def _forget(self, now: float) -> None:
         for key, (end, _) in list(self._ends.items()):

@@ -52,8 +52,9 @@ class Shown:
     async def silence(self, alert: str, labels: Mapping[str, str], seconds: float, comment: str) -> Any:
         return await self._methods["silence"](alert, labels, seconds, comment)
 
-    async def unsilence(self, alert: str, labels: Mapping[str, str]) -> Any:
-        return await self._methods["unsilence"](alert, labels)
+    async def unsilence(self, alert: str, labels: Mapping[str, str]) -> int:
+        ended: int = await self._methods["unsilence"](alert, labels)
+        return ended
 
     async def reload(self) -> Any:
         return await self._methods["reload"]()

@@ -9,7 +9,7 @@ import structlog
 
 from tcpgw.alerts.engine import Alert, Changed, Engine
 from tcpgw.alerts.rules import Readings, Rule, rules
-from tcpgw.alerts.silences import Silence, Silences
+from tcpgw.alerts.silences import Silence, Silences, until
 from tcpgw.app.background import Background
 from tcpgw.app.receivers import Receivers
 from tcpgw.config import schema
@@ -52,7 +52,8 @@ class Alerting:
         changed = self._engine.look(readings, now, wall)
         _say(changed)
         self._say_left_out()
-        heard = [alert for alert in self._engine.firing if self._silences.until(alert, now) is None]
+        silences = self._silences.listed(now)
+        heard = [alert for alert in self._engine.firing if until(alert, silences) is None]
         self._receivers.look(heard, changed.resolved, self._left_out, now, wall)
 
     async def close(self) -> None:
@@ -63,8 +64,8 @@ class Alerting:
 
     def alerts(self) -> list[dict[str, Any]]:
         """Those that fire, that may soon, and that did, in this order."""
-        now = self._clock()
-        return [_shown(alert, self._silences.until(alert, now)) for alert in self._engine.alerts]
+        silences = self._silences.listed(self._clock())
+        return [_shown(alert, until(alert, silences)) for alert in self._engine.alerts]
 
     def firing(self) -> Counter[tuple[str, str]]:
         """How many fire, by alert and severity: silenced ones as well."""
@@ -82,14 +83,18 @@ class Alerting:
         log.info("alert_silenced", name=alert, labels=dict(labels), seconds=seconds, comment=comment)
         return _listed(silence)
 
-    def unsilence(self, alert: str, labels: Mapping[str, str]) -> bool:
-        """End a silence of that name and these labels, and return whether there was one."""
-        found = self._silences.remove(alert, labels)
-        if found:
-            log.info("alert_silence_ended", name=alert, labels=dict(labels))
-        return found
+    def unsilence(self, alert: str, labels: Mapping[str, str]) -> int:
+        """End the silence of that name with just these labels, without any all of that name.
+
+        Return how many that were.
+        """
+        ended = self._silences.remove(alert, labels, self._clock())
+        if ended:
+            log.info("alert_silence_ended", name=alert, labels=dict(labels), ended=ended)
+        return ended
 
     def silences(self) -> list[dict[str, Any]]:
+        """Those in force, in the order of their ends."""
         return [_listed(silence) for silence in self._silences.listed(self._clock())]
 
     def _say_left_out(self) -> None:

@@ -153,6 +153,7 @@ class Operation:
             "view": _at_once(supervisor.monitor.view),
             "charts": _at_once(supervisor.monitor.charts),
             "alerts": _at_once(supervisor.alerting.alerts),
+            "silences": _at_once(supervisor.alerting.silences),
             "silence": _at_once(supervisor.alerting.silence),
             "unsilence": _at_once(supervisor.alerting.unsilence),
             "trace_begin": traces.begin,

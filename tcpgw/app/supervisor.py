@@ -341,6 +341,7 @@ class Supervisor:
             reloaded_at=self._reloaded,
             overrides=self.overrides.told(),
             alerts=self.alerting.alerts(),
+            silences=self.alerting.silences(),
         )
 
     async def connections(

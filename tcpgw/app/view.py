@@ -116,6 +116,7 @@ class Recent:
             "ages": _ages(picture),
             "overload": picture.totals.get("overload", {"active": 0, "times": 0, "shed": 0}),
             "alerts": list(picture.alerts),
+            "silences": list(picture.silences),
         }
 
     def _workers(self, picture: Picture) -> list[View]:

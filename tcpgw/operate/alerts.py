@@ -24,9 +24,11 @@ LabelOption = Annotated[
 
 def alerts(
     config: ConfigFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON array, of the alerts alone.")
+    ] = False,
 ) -> None:
-    """Print the alerts of the running gateway: firing, pending, and resolved a while ago.
+    """Print the alerts of the running gateway: firing, pending, and resolved a while ago; then its silences.
 
     The exit code says nothing of them: 0 wherever the gateway answers.
     """
@@ -34,10 +36,17 @@ def alerts(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    if not found:
+    if found:
+        _show(found, time.time())
+    else:
         typer.echo("no alerts")
-        return
-    now = time.time()
+    for one in ask(config, "silences"):
+        comment = f": {one['comment']}" if one["comment"] else ""
+        named = _named(one["alert"], one["labels"])
+        out.print(f"silence of {named} until {_clock(one['until'])}{comment}", soft_wrap=True)
+
+
+def _show(found: list[dict[str, Any]], now: float) -> None:
     table = terminal.table("state", "severity", "alert", "labels", "for", "value", "summary", whole=_WHOLE)
     for one in ordered(found):
         state = one["state"] if not one["silenced_until"] else f"{one['state']}, silenced"
@@ -69,17 +78,18 @@ def silence(
     """
     labels = _labels(label)
     ask(config, "silence", alert, labels, seconds, comment)
-    until = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time.time() + seconds))
-    typer.echo(f"{_named(alert, labels)} is silenced until {until}")
+    typer.echo(f"{_named(alert, labels)} is silenced until {_clock(time.time() + seconds)}")
 
 
 def unsilence(alert: AlertArgument, config: ConfigFile, label: LabelOption = None) -> None:
-    """End the silences of an alert, or the one with just these labels. Without any, nothing changes."""
+    """End the silences of an alert, or the one with just these labels. `tcpgw alerts` lists them.
+
+    Where there is none, nothing changes.
+    """
     labels = _labels(label)
-    ended = ask(config, "unsilence", alert, labels)
-    typer.echo(
-        f"{_named(alert, labels)}: {ended} silences ended" if ended else f"no silence of {alert} stands"
-    )
+    ended, named = ask(config, "unsilence", alert, labels), _named(alert, labels)
+    some = f"{ended} {'silence' if ended == 1 else 'silences'} ended"
+    typer.echo(f"{named}: {some}" if ended else f"no silence of {named} stands: see `tcpgw alerts`")
 
 
 def ordered(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,6 +107,10 @@ def ordered(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def labelled(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in labels.items())
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(at))
 
 
 def _named(alert: str, labels: Mapping[str, str]) -> str:

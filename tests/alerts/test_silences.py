@@ -2,7 +2,7 @@
 
 import pytest
 
-from tcpgw.alerts.silences import MOST, SilenceError, Silences
+from tcpgw.alerts.silences import MOST, SilenceError, Silences, until
 from tests.support.alerts import WALL, alert
 
 RATE = "TcpgwErrorRate"
@@ -27,7 +27,7 @@ def test_a_silence_covers_what_has_its_name_and_labels(
     """Labels that it does not name may be any."""
     silences = Silences()
     silences.add(name, labels, 60, "", 0, WALL)
-    assert (silences.until(alert("a"), 1) == WALL + 60) is covered
+    assert (until(alert("a"), silences.listed(1)) == WALL + 60) is covered
 
 
 def test_it_ends_by_itself() -> None:
@@ -36,8 +36,14 @@ def test_it_ends_by_itself() -> None:
     silences.add(RATE, {}, 60, "short", 0, WALL)
     silences.add("*", {"service": "a"}, 90, "long", 0, WALL)
     assert [silence.comment for silence in silences.listed(59)] == ["short", "long"]
-    assert (silences.until(alert("a"), 59), silences.until(alert("b"), 59)) == (WALL + 90, WALL + 60)
-    assert (silences.until(alert("a"), 60), silences.until(alert("b"), 60)) == (WALL + 90, None)
+    assert (until(alert("a"), silences.listed(59)), until(alert("b"), silences.listed(59))) == (
+        WALL + 90,
+        WALL + 60,
+    )
+    assert (until(alert("a"), silences.listed(60)), until(alert("b"), silences.listed(60))) == (
+        WALL + 90,
+        None,
+    )
     assert silences.listed(90) == []
 
 
@@ -50,13 +56,28 @@ def test_the_same_again_takes_its_place() -> None:
 
 
 def test_it_can_be_removed() -> None:
-    """By the same name and labels; another time there is none."""
+    """By the same name and labels; another time there is none, nor when it has ended by itself."""
     silences = Silences()
     silences.add(RATE, {"service": "a"}, 60, "", 0, WALL)
-    assert not silences.remove(RATE, {})
-    assert silences.remove(RATE, {"service": "a"})
-    assert not silences.remove(RATE, {"service": "a"})
-    assert silences.until(alert("a"), 1) is None
+    assert silences.remove(RATE, {"service": "b"}, 1) == 0
+    assert silences.remove("*", {"service": "a"}, 1) == 0
+    assert silences.remove(RATE, {"service": "a"}, 1) == 1
+    assert silences.remove(RATE, {"service": "a"}, 1) == 0
+    assert until(alert("a"), silences.listed(1)) is None
+    silences.add(RATE, {"service": "a"}, 60, "", 0, WALL)
+    assert silences.remove(RATE, {"service": "a"}, 60) == 0
+
+
+def test_without_labels_all_of_the_name_are_removed() -> None:
+    """Whatever labels they have; those of other names stay, and `*` is such a name."""
+    silences = Silences()
+    for name in (RATE, "TcpgwPanic", "*"):
+        for labels in ({}, {"service": "a"}, {"service": "b"}):
+            silences.add(name, labels, 60, "", 0, WALL)
+    assert silences.remove(RATE, {}, 1) == 3
+    assert {silence.alert for silence in silences.listed(1)} == {"TcpgwPanic", "*"}
+    assert silences.remove("*", {}, 1) == 3
+    assert len(silences.listed(1)) == 3
 
 
 @pytest.mark.parametrize(

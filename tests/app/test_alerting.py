@@ -181,8 +181,8 @@ async def test_silence_is_kept(background: Background, received: Inbox) -> None:
     assert alerted.alerting.silences() == [listed]
     alerted.look(PANIC)
     assert alerted.alerting.alerts()[0]["silenced_until"] == WALL + 1600
-    assert alerted.alerting.unsilence("*", {"service": "s"})
-    assert not alerted.alerting.unsilence("*", {"service": "s"})
+    assert alerted.alerting.unsilence("*", {"service": "s"}) == 1
+    assert alerted.alerting.unsilence("*", {"service": "s"}) == 0
     assert alerted.alerting.receivers()[0]["waiting"] == 0
     alerted.look(PANIC)
     await until(lambda: received.told == ["firing TcpgwPanic"])

@@ -22,7 +22,7 @@ def operation(done: list[Any]) -> Operation:
         return "drained"
 
     overrides = SimpleNamespace(drain=drain, undrain=drain, weight=drain)
-    names = ("view", "charts", "alerts", "silence", "unsilence")
+    names = ("view", "charts", "alerts", "silences", "silence", "unsilence")
     figures = SimpleNamespace(**dict.fromkeys(names, nothing))
     supervisor = SimpleNamespace(
         overrides=overrides,

@@ -160,6 +160,13 @@ def test_workers_and_what_they_take() -> None:
     assert view["workers"][0]["lag"] == 0.25
 
 
+def test_silences_are_shown() -> None:
+    """As they are listed: who looks sees what is not told."""
+    listed = [{"alert": "*", "labels": {}, "until": NOW + 60, "comment": "known"}]
+    _, view = seen({}, {}, silences=listed)
+    assert view["silences"] == listed
+
+
 def test_ages_add_up() -> None:
     """Those of all listeners; the last has no end."""
     _, view = seen({}, {"listeners": {"a": listener(), "b": listener()}})

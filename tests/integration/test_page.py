@@ -284,6 +284,30 @@ async def test_other_actions(browser: Browser, source: Pretended) -> None:
         assert complaints.all == []
 
 
+async def test_silences_are_listed_and_ended(browser: Browser, source: Pretended) -> None:
+    """Also those that are wider than one alert: the alert's own button says that it does not end them."""
+    known = alert("denials", {"listener": "predict"}, summary="many are denied")
+    wide = {"alert": "*", "labels": {}, "until": time.time() + 9000, "comment": "moving house"}
+    source.shown = calm(alerts=[known | {"silenced_until": wide["until"]}], silences=[wide])
+    async with served(source, settings(token=TOKEN)) as base:
+        page, complaints = await logged_in(browser, base)
+        dialog = page.get_by_role("dialog")
+        await expect(page.locator("#silences")).to_contain_text("moving house")
+        source.ended = 0
+        await page.get_by_role("button", name="Unsilence many are denied").click()
+        await dialog.get_by_role("button", name="Unsilence").click()
+        await expect(page.locator("#dialog-error")).to_contain_text("end the wider one")
+        await dialog.get_by_role("button", name="Cancel").click()
+        source.ended = 1
+        await page.get_by_role("button", name="End the silence of All alerts").click()
+        await dialog.get_by_role("button", name="End it").click()
+        await expect(page.locator("#toast")).to_contain_text("has ended")
+        assert source.done[1:] == [("unsilence", "*", {})]
+        source.shown = calm()
+        await expect(page.locator("#silences li")).to_have_count(0)
+        assert complaints.all == []
+
+
 async def test_what_the_gateway_refuses_is_shown(browser: Browser, source: Pretended) -> None:
     """The dialog stays, with the reason."""
     async with served(source, settings(token=TOKEN)) as base:

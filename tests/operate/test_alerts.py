@@ -32,7 +32,7 @@ def alerts() -> list[dict[str, Any]]:
 
 def test_what_matters_most_comes_first(config: Path) -> None:
     """With for how long it stands, and what to do."""
-    with answering(config, {"alerts": alerts}):
+    with answering(config, {"alerts": alerts, "silences": list}):
         code, out, err = tcpgw("alerts", "-c", config)
     assert (code, err) == (0, "")
     rows = [
@@ -52,9 +52,23 @@ def test_what_matters_most_comes_first(config: Path) -> None:
 
 def test_none_is_said(config: Path) -> None:
     """Programs get an empty array."""
-    with answering(config, {"alerts": list}):
+    with answering(config, {"alerts": list, "silences": list}):
         assert tcpgw("alerts", "-c", config) == (0, "no alerts\n", "")
         assert json.loads(tcpgw("alerts", "-c", config, "--json").out) == []
+
+
+def test_silences_are_listed(config: Path) -> None:
+    """With what they are of, their end and their reason, whether anything fires or not."""
+    listed = [
+        {"alert": "*", "labels": {}, "until": 1_750_000_000.0, "comment": ""},
+        {"alert": "x", "labels": {"a": "b"}, "until": 1_750_000_060.0, "comment": "known"},
+    ]
+    with answering(config, {"alerts": list, "silences": lambda: listed}):
+        first, second, third = tcpgw("alerts", "-c", config).out.splitlines()
+    assert first == "no alerts"
+    assert second.startswith("silence of * until 2025-06-1")
+    assert third.startswith("silence of x (a=b) until 2025-06-1")
+    assert third.endswith(": known")
 
 
 def test_a_silence_has_labels_an_end_and_a_reason(config: Path) -> None:
@@ -76,8 +90,11 @@ def test_the_end_of_a_silence_says_how_many(config: Path) -> None:
     """None is no error: it is as was asked for."""
     with answering(config, {"unsilence": lambda _, labels: len(labels)}):
         told = tcpgw("unsilence", "x", "--label", "a=b", "-c", config)
-        assert told == (0, "x (a=b): 1 silences ended\n", "")
-        assert tcpgw("unsilence", "x", "-c", config) == (0, "no silence of x stands\n", "")
+        assert told == (0, "x (a=b): 1 silence ended\n", "")
+        told = tcpgw("unsilence", "x", "--label", "a=b", "--label", "c=d", "-c", config)
+        assert told == (0, "x (a=b, c=d): 2 silences ended\n", "")
+        told = tcpgw("unsilence", "x", "-c", config)
+        assert told == (0, "no silence of x stands: see `tcpgw alerts`\n", "")
 
 
 @pytest.mark.parametrize("label", ["service", "=a", ""])

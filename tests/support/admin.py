@@ -35,6 +35,7 @@ class Pretended:
         self.done: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
         self.history: Json = {}
+        self.ended = 1  # silences, by `unsilence`
 
     async def status(self) -> Json:
         if self.error is not None:
@@ -66,8 +67,9 @@ class Pretended:
     async def silence(self, alert: str, labels: Mapping[str, str], seconds: float, comment: str) -> Any:
         return self._do("silence", alert, dict(labels), seconds, comment)
 
-    async def unsilence(self, alert: str, labels: Mapping[str, str]) -> Any:
-        return self._do("unsilence", alert, dict(labels))
+    async def unsilence(self, alert: str, labels: Mapping[str, str]) -> int:
+        self._do("unsilence", alert, dict(labels))
+        return self.ended
 
     async def reload(self) -> Any:
         return self._do("reload") or ["gateway.drain: 30 -> 5"]
@@ -206,6 +208,7 @@ def view(services: list[Json], **more: Any) -> Json:
         ],
         "overload": {"active": 0, "times": 0, "shed": 0},
         "alerts": [],
+        "silences": [],
         **more,
     }
 

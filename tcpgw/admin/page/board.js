@@ -7,6 +7,7 @@ import * as format from "/format.js";
 export function showBoard(view) {
   head(view);
   alerts(view);
+  list(byId("silences"), view.silences, keyOf, "t-silence", (node, one) => silence(node, one, view.at));
   list(byId("listeners"), view.listeners, (one) => one.name, "t-listener", listener);
   workers(view);
   discovery(view);
@@ -81,6 +82,22 @@ function alert(node, one, now) {
   const label = `${silent ? "Unsilence" : "Silence"} ${one.summary}`;
   if (parts.button.ariaLabel !== label) parts.button.ariaLabel = label;
 }
+
+function silence(node, one, now) {
+  const parts = fields(node);
+  node.of = one;
+  const labels = Object.entries(one.labels).map(([name, value]) => `${name} ${value}`);
+  const name = [one.alert === "*" ? "All alerts" : one.alert, ...labels].join(" · ");
+  say(parts.name, name);
+  say(parts.about, [`ends in ${format.duration(one.until - now)}`, one.comment].filter(Boolean).join(" · "));
+  const label = `End the silence of ${name}`;
+  if (parts.button.ariaLabel !== label) parts.button.ariaLabel = label;
+}
+
+byId("silences").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) dialogs.endSilence(button.closest("li").of);
+});
 
 byId("alerts").addEventListener("click", (event) => {
   const button = event.target.closest("button[data-act]");

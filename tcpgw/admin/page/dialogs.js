@@ -14,7 +14,7 @@ byId("dialog-form").addEventListener("submit", (event) => {
   else dialog.close();
 });
 
-function open({ title, text, button, body, name, done, field = "" }) {
+function open({ title, text, button, body, name, done, none = "", field = "" }) {
   say(byId("dialog-title"), title);
   say(byId("dialog-text"), text);
   say(byId("dialog-do"), button);
@@ -25,7 +25,7 @@ function open({ title, text, button, body, name, done, field = "" }) {
   show(byId("field-weight"), field === "weight");
   show(byId("field-silence"), field === "silence");
   byId("weight").required = field === "weight";
-  pending = { name, body, done };
+  pending = { name, body, done, none };
   dialog.showModal();
   const first = { weight: byId("weight"), silence: byId("seconds") }[field] ?? byId("dialog-do");
   first.focus();
@@ -49,6 +49,7 @@ async function perform(asked) {
 
 function finish(asked, result) {
   if (asked.name === "reload") return lines(result);
+  if (asked.name === "unsilence" && !result) return say(byId("dialog-error"), asked.none);
   dialog.close();
   toast(asked.done);
 }
@@ -153,6 +154,21 @@ export function unsilence(alert) {
     name: "unsilence",
     body: () => ({ alert: alert.alert, labels: alert.labels }),
     done: `${alert.alert} is not silent any more`,
+    none: "No silence is of this alert alone: end the wider one, below the alerts.",
+  });
+}
+
+export function endSilence(silence) {
+  const { alert, labels, comment } = silence;
+  const all = Object.keys(labels).length ? "" : ` All silences of ${alert} end, those with labels too.`;
+  open({
+    title: `End the silence of ${alert}?`,
+    text: `${comment ? `It was for: ${comment}. ` : ""}Notices are sent again.${all}`,
+    button: "End it",
+    name: "unsilence",
+    body: () => ({ alert, labels }),
+    done: `The silence of ${alert} has ended`,
+    none: "It has ended already.",
   });
 }
 
