@@ -9,11 +9,8 @@ from tcpgw.admin.source import Source
 from tcpgw.config.values import MAX_WEIGHT, EndpointAddress
 from tcpgw.errors import TcpgwError
 
-# Characters and labels: more than any name here may have, and little enough to be kept.
+# Characters: more than any name here may have, and little enough to be kept.
 _Word = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-_Labels = Annotated[dict[_Word, Annotated[str, StringConstraints(max_length=200)]], Field(max_length=20)]
-# Seconds: longer, an alert is better taken out of the configuration.
-_LONGEST_SILENCE = 30 * 86400.0
 
 
 class BadRequestError(TcpgwError):
@@ -44,15 +41,15 @@ class Weight(Which):
 class Alert(Nothing):
     """One alert, of those with its name the one with these labels."""
 
-    alert: _Word
-    labels: _Labels = {}
+    alert: str
+    labels: dict[str, str] = {}
 
 
 class Silence(Alert):
-    """One alert, and how long it shall send no notices."""
+    """One alert, and how long it shall send no notices. What there may be, the source knows."""
 
-    seconds: float = Field(gt=0, le=_LONGEST_SILENCE)
-    comment: str = Field(default="", max_length=500)
+    seconds: float
+    comment: str = ""
 
 
 async def _drain(source: Source, body: Which) -> Any:

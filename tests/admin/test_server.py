@@ -236,9 +236,9 @@ async def test_an_action_is_done(http: ClientSession, source: Pretended, case: s
         ("weight", DRAIN | {"weight": 0}, "weight: "),
         ("weight", DRAIN | {"weight": 65536}, "weight: "),
         ("weight", DRAIN | {"weight": True}, "weight: "),
-        ("silence", {"alert": "a", "seconds": 1e9}, "seconds: "),
-        ("silence", {"alert": "a", "seconds": "nan"}, "seconds: "),
-        ("silence", {"alert": "", "seconds": 1}, "alert: "),
+        ("silence", {"alert": "a", "seconds": "long"}, "seconds: "),
+        ("silence", {"alert": "a", "labels": {"a": 1}, "seconds": 1}, "labels.a: "),
+        ("silence", {"seconds": 1}, "alert: "),
         ("reload", [], "with nothing"),
     ],
 )
