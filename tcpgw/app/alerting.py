@@ -1,7 +1,6 @@
 """Alerts put together: the configuration's rules and receivers, what is read, and who asks about them."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,10 +65,6 @@ class Alerting:
         """Those that fire, that may soon, and that did, in this order."""
         silences = self._silences.listed(self._clock())
         return [_shown(alert, until(alert, silences)) for alert in self._engine.alerts]
-
-    def firing(self) -> Counter[tuple[str, str]]:
-        """How many fire, by alert and severity: silenced ones as well."""
-        return Counter((alert.name, alert.severity) for alert in self._engine.firing)
 
     def receivers(self) -> list[dict[str, Any]]:
         """What each has been sent, and how well."""

@@ -161,3 +161,8 @@ def _gateway(made: Exposition, picture: Picture) -> None:
     )
     for labels, count in firing.items():
         made.set(m.ALERTS, count, *labels)
+    told: Counter[tuple[str, str]] = Counter()  # an Alertmanager of several is one receiver
+    for one in picture.receivers:
+        told.update({(one["receiver"], result): one[result] for result in ("sent", "failed", "dropped")})
+    for labels, count in told.items():
+        made.set(m.NOTIFICATIONS, count, *labels)

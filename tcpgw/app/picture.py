@@ -62,6 +62,7 @@ class Picture:
     overrides: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)
     alerts: Sequence[Mapping[str, Any]] = ()
     silences: Sequence[Mapping[str, Any]] = ()
+    receivers: Sequence[Mapping[str, Any]] = ()
 
     def listener(self, name: str) -> Figures:
         """What its connections came to; empty before any worker told."""

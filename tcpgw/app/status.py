@@ -14,6 +14,9 @@ Status = dict[str, Any]
 def made(picture: Picture) -> Status:
     """Return `workers` (a list of worker, pid, state, connections, age), `listeners` and `services` by name.
 
+    `receivers` says of each that is told of alerts how many messages were sent and dropped, how many wait,
+    how many tries failed, and why the last did.
+
     `overload` counts workers that are overloaded now (`active`), how often any was, and what they let go.
 
     A listener that was removed has the address None, and counts on. A service's endpoints are those of the
@@ -42,6 +45,7 @@ def made(picture: Picture) -> Status:
         "overload": totals.get("overload", {"active": 0, "times": 0, "shed": 0}),
         "services": {service.name: _service(picture, service.name) for service in picture.config.service},
         "clouds": {name: dict(one) for name, one in picture.clouds.items()},
+        "receivers": [dict(one) for one in picture.receivers],
     }
 
 

@@ -342,6 +342,7 @@ class Supervisor:
             overrides=self.overrides.told(),
             alerts=self.alerting.alerts(),
             silences=self.alerting.silences(),
+            receivers=self.alerting.receivers(),
         )
 
     async def connections(

@@ -195,3 +195,8 @@ CERTIFICATE = _gauge(
     "certificate_expiry_timestamp_seconds", "Unix time at which it expires.", "listener", "kind"
 )
 ALERTS = _gauge("alerts", "Alerts that fire.", "alert", "severity")
+NOTIFICATIONS = _counter(
+    "alert_notifications",
+    "Messages to who is told of alerts: sent, or dropped; failed counts tries.",
+    "receiver", "result",
+)  # fmt: skip

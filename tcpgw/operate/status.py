@@ -56,6 +56,9 @@ def _show(found: Mapping[str, Any]) -> None:
             out.print(f"{name}: too few endpoints are usable, so all are used (panic)", soft_wrap=True)
     if found["overload"]["active"]:
         out.print("overloaded: new connections are closed; see the log", soft_wrap=True)
+    for one in found.get("receivers", ()):
+        if one["error"]:
+            out.print(f"alerts to {one['receiver']}, {one['url']}: {one['error']}", soft_wrap=True)
     if found["worker_deaths"]:
         out.print(f"workers that died: {found['worker_deaths']}")
 

@@ -128,6 +128,23 @@ def test_a_service_that_never_had_a_snapshot() -> None:
     assert ("tcpgw_endpoints", "s", "healthy") not in series(state="starting")
 
 
+def test_who_is_told_of_alerts() -> None:
+    """What was sent, by receiver; Alertmanagers of a cluster are one."""
+    figures = {"url": "http://a", "waiting": 1, "error": ""}
+    found = series(
+        receivers=[
+            {"receiver": "hook", "sent": 0, "failed": 9, "dropped": 1, **figures},
+            {"receiver": "alertmanager", "sent": 3, "failed": 0, "dropped": 0, **figures},
+            {"receiver": "alertmanager", "sent": 4, "failed": 0, "dropped": 0, **figures},
+        ]
+    )
+    told = {key[1:]: value for key, value in found.items() if key[0] == "tcpgw_alert_notifications_total"}
+    assert told == {
+        ("hook", "sent"): 0, ("hook", "failed"): 9, ("hook", "dropped"): 1,
+        ("alertmanager", "sent"): 7, ("alertmanager", "failed"): 0, ("alertmanager", "dropped"): 0,
+    }  # fmt: skip
+
+
 def test_a_gateway_that_has_just_started() -> None:
     """Nothing was told yet, and it can be scraped."""
     found = series(state="starting")

@@ -83,3 +83,17 @@ def test_before_the_first_snapshot_there_is_little_to_say() -> None:
     assert [one["worker"] for one in found["workers"]] == [1, 2, 3]
     assert found["listeners"] == {}
     assert found["services"] == {"s": {"version": None, "taken_at": None, "endpoints": {}}}
+
+
+def test_who_is_told_of_alerts_is_shown() -> None:
+    """With what was sent, and what was wrong last."""
+    hook = {
+        "receiver": "hook",
+        "url": "http://a",
+        "sent": 1,
+        "failed": 2,
+        "dropped": 0,
+        "waiting": 0,
+        "error": "x",
+    }
+    assert made(picture(receivers=[hook]))["receivers"] == [hook]
