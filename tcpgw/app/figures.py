@@ -6,7 +6,7 @@ from typing import Any
 from tcpgw.endpoints import Snapshot
 from tcpgw.observe.totals import Figures, counted, summed
 from tcpgw.process.worker import WorkerProcess
-from tcpgw.relay.reasons import DENIED, FAILED, Reason
+from tcpgw.relay.reasons import DENIED, Reason
 
 # Answers that say nothing of a service: the client was not let in to it.
 _NOT_SERVED = {"denied"}
@@ -49,19 +49,25 @@ class Totals:
 
 def _lost(report: Figures) -> Figures:
     """Return a worker's last report with an end for each connection that it did not say the end of."""
-    listeners = {
-        name: {
-            **listener,
-            "services": {
-                service: {**one, "ended": summed([one["ended"], {Reason.WORKER_LOST.value: one["active"]}])}
-                if one["active"] and service
-                else one
-                for service, one in listener.get("services", {}).items()
-            },
-        }
-        for name, listener in report.get("listeners", {}).items()
-    }
+    listeners = {name: _cut_off(one) for name, one in report.get("listeners", {}).items()}
     return {**report, "process": {}, "listeners": listeners}
+
+
+def _cut_off(listener: Figures) -> Figures:
+    """Return what a listener's connections came to, now that all of them have ended."""
+    services, invocations = listener.get("services", {}), listener.get("invocations", {})
+    lost = {name: one["active"] for name, one in services.items() if name and one["active"]}
+    open_ = {name: one["opened"] - one["ended"] for name, one in invocations.items()}
+
+    def ends(count: int) -> Figures:
+        return {"ended": {Reason.WORKER_LOST.value: count}}
+
+    more = {
+        "services": {name: ends(count) for name, count in lost.items()},
+        "invocations": {name: {"ended": count, "failed": count} for name, count in open_.items()},
+        **(ends(sum(lost.values())) if lost else {}),
+    }
+    return summed([listener, more])
 
 
 def requests(totals: Figures) -> Iterator[tuple[str, str, str, Figures]]:
@@ -86,20 +92,26 @@ def invocations(totals: Figures) -> dict[str, tuple[int, int]]:
     """By service: how many requests ended, or connections where those are not seen; how many failed."""
     found: dict[str, tuple[int, int]] = {}
 
-    def add(service: str, ended: Mapping[str, int], failed: Iterable[str]) -> None:
+    def add(service: str, ended: int, failed: int) -> None:
         before, failed_before = found.get(service, (0, 0))
-        count, bad = sum(ended.values()), sum(ended.get(one, 0) for one in failed)
-        found[service] = before + count, failed_before + bad
+        found[service] = before + ended, failed_before + failed
 
     for _, service, _, figures in requests(totals):
         served = {
             name: count for name, count in figures.get("outcomes", {}).items() if name not in _NOT_SERVED
         }
-        add(service, served, served.keys() - {"ok"})
-    for name, service, figures in connections(totals):
-        if service and totals["listeners"][name].get("invocations") == "connections":
-            add(service, figures["ended"], FAILED)
+        ended = sum(served.values())
+        add(service, ended, ended - served.get("ok", 0))
+    for _, service, figures in _connections_invoked(totals):
+        add(service, figures["ended"], figures["failed"])
     return found
+
+
+def _connections_invoked(totals: Figures) -> Iterator[tuple[str, str, Figures]]:
+    """Yield listener and service of connections that are invocations (see `session.Plane.figures`)."""
+    for name, listener in totals.get("listeners", {}).items():
+        for service, figures in listener.get("invocations", {}).items():
+            yield name, service, figures
 
 
 def counts(totals: Figures) -> dict[tuple[Any, ...], float]:
@@ -108,19 +120,21 @@ def counts(totals: Figures) -> dict[tuple[Any, ...], float]:
     Buckets of histograms are numbers of their own.
     """
     flat: dict[tuple[Any, ...], float] = {}
+
+    def add(key: tuple[Any, ...], count: float) -> None:
+        flat[key] = flat.get(key, 0) + count
+
     for service, (ended, failed) in invocations(totals).items():
         flat["invocations", service], flat["failed", service] = ended, failed
     for name, service, _, figures in requests(totals):
-        used = "used", name, service
-        flat[used] = flat.get(used, 0) + sum(figures.get("outcomes", {}).values())
+        add(("used", name, service), sum(figures.get("outcomes", {}).values()))
         for bucket, count in figures.get("latency", {}).get("buckets", {}).items():
-            key = ("latency", service, bucket)
-            flat[key] = flat.get(key, 0) + count
-    for name, service, figures in connections(totals):
-        if totals["listeners"][name].get("invocations") == "connections":
-            flat["used", name, service] = figures["opened"]
+            add(("latency", service, bucket), count)
+    for name, service, figures in _connections_invoked(totals):
+        add(("used", name, service), figures["opened"])
+    for _, service, figures in connections(totals):
         for moved in ("bytes_in", "bytes_out"):
-            flat[moved, service] = flat.get((moved, service), 0) + figures[moved]
+            add((moved, service), figures[moved])
     for service, one in totals.get("services", {}).items():
         for bucket, count in one.get("connect", {}).get("buckets", {}).items():
             flat["connect", service, bucket] = count

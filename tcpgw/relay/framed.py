@@ -36,6 +36,7 @@ from tcpgw.relay.stream_plane import (
     admit_all,
     explain_nothing,
 )
+from tcpgw.relay.tally import Tallies
 from tcpgw.relay.upstream import Upstream
 from tcpgw.wire.frames import Splitter
 
@@ -270,13 +271,13 @@ class FramedPlane(StreamPlane):
         self.in_order = in_order
         self.latencies: defaultdict[str, Histogram] = defaultdict(Histogram)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self, tallies: Tallies) -> dict[str, Any]:
         """Where requests are timed also `requests`, by service: as of a method in `rpc.figures`."""
         if not self.in_order:
-            return super().figures()
+            return super().figures(tallies)
         timed = {name: one.figures() for name, one in self.latencies.items()}
         requests = {name: {"outcomes": {"ok": one["count"]}, "latency": one} for name, one in timed.items()}
-        return {"invocations": "requests", "requests": requests}
+        return {"invocations": {}, "requests": requests}
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> FramedSession:
         return FramedSession(self, self._settings, upstream, on_end, now)

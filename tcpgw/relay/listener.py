@@ -115,7 +115,7 @@ class Listener:
             "accept_failures": self._acceptor.failures,
             "drains": self.draining.status(),
             **self.tallies.figures(self.connections.values(), time.monotonic()),
-            **self._plane.figures(),
+            **self._plane.figures(self.tallies),
         }
 
     def trace(self, tracer: Tracer | None) -> None:

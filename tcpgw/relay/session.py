@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from tcpgw.access.grant import Grant
 from tcpgw.access.limits import Usage
 from tcpgw.relay.reasons import Reason
-from tcpgw.relay.tally import Tally
+from tcpgw.relay.tally import Tallies, Tally
 from tcpgw.relay.tracing import Trace
 from tcpgw.wire.greeting import Greeting
 
@@ -192,10 +192,11 @@ class Plane(Protocol):
     def judge(self, client: Client) -> None:
         """Raise DeniedError where its credential allows none of the services that it can come to."""
 
-    def figures(self) -> dict[str, Any]:
-        """Return `invocations`: what counts as one, "connections" or "requests"; and what it counts itself.
+    def figures(self, tallies: Tallies) -> dict[str, Any]:
+        """Return plain values that add up: `invocations`, and what it counts itself.
 
-        Plain values, of which numbers add up.
+        `invocations` are those of its listener's connections, of which it gets the tallies, that count as one
+        each: by service how many were `opened`, have `ended`, and of these `failed`.
         """
 
     @property

@@ -9,9 +9,10 @@ from typing import Any
 from tcpgw.config.schema import Listener as Settings
 from tcpgw.endpoints import Endpoint
 from tcpgw.relay.outcomes import Kind
-from tcpgw.relay.reasons import Reason
+from tcpgw.relay.reasons import FAILED, Reason
 from tcpgw.relay.session import Client, Connection, OnEnd, canonical
 from tcpgw.relay.stream import Relay, Side
+from tcpgw.relay.tally import Tallies, Tally
 from tcpgw.relay.upstream import Connected, Upstream
 from tcpgw.wire import proxy_protocol
 from tcpgw.wire.greeting import Greeting, Line
@@ -302,8 +303,8 @@ class StreamPlane:
         self._explain = explain
         self._loop = asyncio.get_running_loop()
 
-    def figures(self) -> dict[str, Any]:
-        return {"invocations": "connections"}
+    def figures(self, tallies: Tallies) -> dict[str, Any]:
+        return {"invocations": {service: _invoked(tally) for service, tally in tallies.items() if service}}
 
     async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> StreamSession:
         upstream = self._choose(connection)
@@ -335,6 +336,11 @@ class StreamPlane:
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> StreamSession:
         return StreamSession(self._settings, upstream, on_end, now)
+
+
+def _invoked(tally: Tally) -> dict[str, int]:
+    failed = sum(tally.ended[reason] for reason in FAILED)
+    return {"opened": tally.opened, "ended": tally.ended.total(), "failed": failed}
 
 
 def _proxy_header(connection: Connection, version: str) -> bytes:

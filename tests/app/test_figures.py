@@ -33,6 +33,8 @@ def test_counters_do_not_go_down() -> None:
     assert (service["opened"], service["active"]) == (10, 2)
     assert service["ended"] == {"client_fin": 6, "worker_lost": 2}
     assert service["opened"] - sum(service["ended"].values()) == service["active"]
+    assert after["listeners"]["l"]["ended"] == service["ended"]
+    assert invocations(after) == {"s": (8, 2)}
     assert totals.cut == 2
 
 
@@ -80,6 +82,18 @@ def test_invocations() -> None:
         },
     }  # fmt: skip
     assert invocations(totals) == {"s": (13 + 8, 3 + 3), "t": (7, 0), "none": (0, 0)}
+
+
+def test_what_a_listener_counts_may_change() -> None:
+    """Connections that it counted before a reload gave it another mode stay counted."""
+    totals = Totals()
+    before = report(listeners={"l": listener(s=tally(5, 0, client_fin=3, instance_reset=2))}, services={})
+    methods = {"s": {"rpc": {"methods": {"l": {"*": method(ok=4)}}}}}
+    after = report(listeners={"l": listener("requests", s=tally(9, 0, client_fin=9))}, services=methods)
+    for reports in ([before, after], [after, before]):
+        found = totals.of(map(worker, reports))
+        assert invocations(found) == {"s": (9, 2)}
+        assert counts(found)["used", "l", "s"] == 9
 
 
 def test_counts_are_flat() -> None:

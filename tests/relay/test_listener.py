@@ -260,7 +260,7 @@ async def test_figures_hold_what_ended_and_what_goes_on() -> None:
     async with bed(listener="max_connections = 2") as b:
         assert b.listener.status() == {
             "accepted": 0, "active": 0, "paused": 0, "accept_failures": 0, "bytes_in": 0, "bytes_out": 0,
-            "ended": {}, "drains": {}, "services": {}, "invocations": "connections",
+            "ended": {}, "drains": {}, "services": {}, "invocations": {},
             "ages": {"1": 0, "10": 0, "60": 0, "600": 0, "3600": 0, "86400": 0, "": 0},
         }  # fmt: skip
         for number in range(2):
@@ -278,7 +278,8 @@ async def test_figures_hold_what_ended_and_what_goes_on() -> None:
         assert service.pop("duration")["count"] == 1
         assert status == {
             "accepted": 2, "active": 1, "paused": 0, "accept_failures": 0, "bytes_in": 16, "bytes_out": 12,
-            "ended": {"client_fin": 1}, "drains": {}, "invocations": "connections",
+            "ended": {"client_fin": 1}, "drains": {},
+            "invocations": {"s": {"opened": 2, "ended": 1, "failed": 0}},
             "services": {
                 "s": {
                     "opened": 2, "active": 1, "bytes_in": 16, "bytes_out": 12, "ended": {"client_fin": 1}

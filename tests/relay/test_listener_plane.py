@@ -17,6 +17,7 @@ from tcpgw.relay.listener import Listener
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Client, Connection, OnEnd
 from tcpgw.relay.sockets import bind_socket
+from tcpgw.relay.tally import Tallies
 from tcpgw.wire.greeting import Line as Preamble
 from tests.support.streams import Line, Peer, dial, in_time, new_lines, until
 
@@ -73,7 +74,7 @@ class Plane:
     def judge(self, client: Client) -> None:
         """It lets everybody in."""
 
-    def figures(self) -> dict[str, object]:
+    def figures(self, tallies: Tallies) -> dict[str, object]:  # noqa: ARG002
         return {"played": 1}
 
     def __init__(self, then: Callable[[Played], None] = lambda _: None) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tcpgw.observe.histogram import Histogram
+from tcpgw.relay.reasons import FAILED
 
 
 def times(*seconds: float) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def tally(opened: int = 0, active: int = 0, **ended: int) -> dict[str, Any]:
     }
 
 
-def listener(invocations: str = "connections", /, **services: dict[str, Any]) -> dict[str, Any]:
-    """What a listener's connections came to."""
+def listener(counts: str = "connections", /, **services: dict[str, Any]) -> dict[str, Any]:
+    """What a listener's connections came to; it `counts` them as invocations, or "requests"."""
     ended: dict[str, int] = {}
     for one in services.values():
         for reason, count in one["ended"].items():
@@ -41,8 +42,16 @@ def listener(invocations: str = "connections", /, **services: dict[str, Any]) ->
         "drains": {},
         "services": services,
         "ages": {"1": 1, "10": 0, "": 2},
-        "invocations": invocations,
+        "invocations": {name: invoked(one) for name, one in services.items() if name}
+        if counts == "connections"
+        else {},
     }
+
+
+def invoked(one: dict[str, Any]) -> dict[str, int]:
+    ended = one["ended"]
+    failed = sum(ended.get(reason, 0) for reason in FAILED)
+    return {"opened": one["opened"], "ended": sum(ended.values()), "failed": failed}
 
 
 def method(*seconds: float, inflight: int = 0, **outcomes: int) -> dict[str, Any]:

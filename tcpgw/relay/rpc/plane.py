@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tcpgw.relay.rpc.memory import Memory
     from tcpgw.relay.rpc.routing import Routing
     from tcpgw.relay.session import Client, Connection, OnEnd
+    from tcpgw.relay.tally import Tallies
     from tcpgw.wire.codec import Codec
     from tcpgw.wire.greeting import Greeting
 
@@ -136,8 +137,8 @@ class RpcPlane:
         if self._vary is not None:
             self._vary.judge(client)
 
-    def figures(self) -> dict[str, Any]:
-        return {"invocations": "requests"}  # its services count them
+    def figures(self, tallies: Tallies) -> dict[str, Any]:  # noqa: ARG002 - requests count, not connections
+        return {"invocations": {}}  # its services count them
 
     def codec(self, *, bare: bool) -> Codec:
         """What reads a client's messages."""
