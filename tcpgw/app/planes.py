@@ -100,7 +100,7 @@ class Planes:
             return plane
         new = self.make(listener)
         if isinstance(plane, FramedPlane) and isinstance(new, FramedPlane):
-            new.latencies = plane.latencies
+            new.count_on(plane)
         return new
 
     # ---- by connection ----

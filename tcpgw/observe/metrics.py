@@ -98,7 +98,8 @@ ROUTE_WEIGHT = _gauge(
 
 REQUESTS = _counter(
     "requests",
-    "Requests that ended: ok, error (the instance's answer says so), or the code that the gateway answered. "
+    "Requests that ended: ok, error (the instance's answer says so), or the gateway's code where it answered "
+    "or, with fifo, nobody did. "
     "Methods that the configuration does not name are one, *.",
     "listener", "service", "method", "outcome",
 )  # fmt: skip
@@ -116,7 +117,8 @@ QUEUE_WAITING = _gauge("queue_waiting", "Connections and requests that wait for 
 
 INVOCATIONS = _counter(
     "invocations",
-    "Requests that ended (rpc listeners), connections that ended (others), by the service's version.",
+    "Requests that ended, and connections that ended where requests are not told apart (tcp listeners, "
+    "opaque codecs), by the service's version.",
     "service", "version",
 )  # fmt: skip
 FAILED_INVOCATIONS = _counter(

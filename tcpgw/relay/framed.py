@@ -15,16 +15,16 @@ which a connection can be ended without loss.
 
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
 from tcpgw.config.schema import Listener as Settings
-from tcpgw.errors import FrameTooLargeError, ProtocolError
+from tcpgw.errors import Code, ConnectError, FrameTooLargeError, OverloadError, ProtocolError
 from tcpgw.observe.histogram import Histogram
 from tcpgw.relay.outcomes import Kind
-from tcpgw.relay.reasons import Reason
-from tcpgw.relay.session import OnEnd
+from tcpgw.relay.reasons import FAILED, Reason
+from tcpgw.relay.session import Connection, OnEnd
 from tcpgw.relay.sockets import drop
 from tcpgw.relay.stream import Side
 from tcpgw.relay.stream_plane import (
@@ -42,6 +42,8 @@ from tcpgw.wire.frames import Splitter
 
 # Requests without an answer after which a client is not read, for `fifo`: their times take 32 to 100 bytes.
 MOST_OUTSTANDING = 65536
+# Ends of the client's own: what it did not wait for has not failed.
+_LEFT = {Reason.CLIENT_FIN, Reason.CLIENT_RESET}
 # As for a stream, but where it is known that no answer is owed, and where one seems to be.
 _STILL, _STILL_OWED = 1, 100
 
@@ -206,6 +208,13 @@ class FramedSession(StreamSession):
         if error:
             self.error = f"{'client' if side is self.client else 'instance'}: {error}"
 
+    def _finish(self, reason: Reason) -> None:
+        if self.latencies is not None and reason not in _LEFT:
+            self._plane.lost[self.upstream.service] += self.latencies.outstanding
+            if reason in FAILED and (self.client.splitter.partial or not self.client.frames):
+                self._plane.broken[self.upstream.service] += 1
+        super()._finish(reason)
+
     # ---- the listener's side ----
 
     def tend(self, now: float) -> None:
@@ -252,7 +261,8 @@ class FramedPlane(StreamPlane):
 
     `new_splitter` makes what finds the ends of frames, one for each direction. `in_order`: answers come in
     the order of their requests, so `latencies` (seconds from a request's last byte to its answer's) are
-    measured; to the read, not to the byte.
+    measured; to the read, not to the byte. Then `lost` is how many had none when their connection ended, but
+    for what a client left, and `broken` how many connections failed before a request was whole.
     """
 
     def __init__(
@@ -269,15 +279,36 @@ class FramedPlane(StreamPlane):
         super().__init__(settings, choose, first_byte_timeout, judge=judge, explain=explain)
         self.new_splitter = new_splitter
         self.in_order = in_order
+        # By service.
         self.latencies: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self.lost: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter()
+
+    def count_on(self, before: "FramedPlane") -> None:
+        """Count where that one was, whose place this one takes."""
+        self.latencies, self.lost, self.broken = before.latencies, before.lost, before.broken
 
     def figures(self, tallies: Tallies) -> dict[str, Any]:
         """Where requests are timed also `requests`, by service: as of a method in `rpc.figures`."""
         if not self.in_order:
             return super().figures(tallies)
-        timed = {name: one.figures() for name, one in self.latencies.items()}
-        requests = {name: {"outcomes": {"ok": one["count"]}, "latency": one} for name, one in timed.items()}
-        return {"invocations": {}, "requests": requests}
+        broken = {
+            name: dict.fromkeys(("opened", "ended", "failed"), one) for name, one in self.broken.items()
+        }
+        requests = {name: self._requests(name, one) for name, one in self.latencies.items()}
+        return {"invocations": broken, "requests": requests}
+
+    def _requests(self, service: str, latency: Histogram) -> dict[str, Any]:
+        outcomes = {"ok": latency.count, Code.UPSTREAM_LOST.value: self.lost[service]}
+        counted = {name: count for name, count in outcomes.items() if count}
+        return {"outcomes": counted, "latency": latency.figures()}
+
+    async def open(self, connection: Connection, early: bytes, on_end: OnEnd) -> StreamSession:
+        try:
+            return await super().open(connection, early, on_end)
+        except (ConnectError, OverloadError):
+            self.broken[str(connection.facts.get("service", ""))] += 1
+            raise
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> FramedSession:
         return FramedSession(self, self._settings, upstream, on_end, now)

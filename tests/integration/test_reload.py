@@ -21,7 +21,6 @@ from tcpgw.config.load import loads
 from tcpgw.demo.cloud import Cloud
 from tcpgw.endpoints import Endpoint, Member, Snapshot
 from tcpgw.errors import CredentialError
-from tcpgw.relay.framed import FramedPlane
 from tcpgw.relay.rpc.service import RpcService
 from tcpgw.relay.sockets import BindError
 from tests.support import instances as streams
@@ -949,8 +948,8 @@ async def test_another_balance_is_in_force() -> None:
             assert {await streams.ask(g, "127.0.0.1") for _ in range(6)} == set(all_)
 
 
-async def test_times_of_answers_go_on() -> None:
-    """A fifo listener whose settings change counts on where it was."""
+async def test_what_requests_came_to_goes_on() -> None:
+    """A fifo listener whose settings change counts on where it was, answers and those that were lost."""
     async with instances(1) as (a,):
         codec = 'mode = "rpc"\ncodec = { name = "fifo", frame = "u32be" }\n'
         async with gateway(service(a.endpoint) + listener(more=codec)) as g, client(g) as c:
@@ -959,9 +958,15 @@ async def test_times_of_answers_go_on() -> None:
             assert await c.is_served()
             async with client(g) as new:
                 assert await new.is_served()
-            plane = g.listeners["l"]._plane
-            assert isinstance(plane, FramedPlane)
-            assert plane.latencies["s"].count == 3
+            a.behave = hold
+            c.ask(1)
+            await until(lambda: a.held)
+            a.cut()
+            await in_time(c.ended.wait())
+            await reload(g, service(a.endpoint) + listener(more=f"{codec}max_connections = 8"))
+            requests = g.relays.status()["listeners"]["l"]["requests"]["s"]
+            assert requests["outcomes"] == {"ok": 3, "upstream_lost": 1}
+            assert requests["latency"]["count"] == 3
 
 
 async def test_what_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from tcpgw.observe.histogram import Histogram
 from tcpgw.relay import framed
 from tcpgw.relay.framed import Latencies
 from tests.support.framed import FIFO, U32BE, ask, plane, session, u32be
-from tests.support.streams import SMALL, MiB, Peer, bed, until
+from tests.support.streams import SMALL, Bed, MiB, Peer, bed, refusing, until
 
 HELD = 320 * 1024  # as in test_stream.py
 
@@ -422,6 +422,66 @@ async def test_opaque_frames_are_not_timed() -> None:
     async with bed(listener=U32BE) as b:
         await ask(*await b.pair())
         assert not plane(b).latencies
+
+
+def counted(b: Bed) -> tuple[dict[str, int], tuple[int, int]]:
+    """What requests came to, and the connections that count as one each: how many, and how many failed."""
+    status = b.listener.status()
+    requests = status["requests"].get("s", {"outcomes": {}})
+    invoked = status["invocations"].get("s", {"ended": 0, "failed": 0})
+    return requests["outcomes"], (invoked["ended"], invoked["failed"])
+
+
+async def test_an_instance_that_breaks_off_has_failed_what_it_owed() -> None:
+    """By a reset as by FIN; what was answered before stays so, and a connection at rest owes nothing."""
+    async with bed(listener=FIFO) as b:
+        for number, end in enumerate((Peer.reset, Peer.close, Peer.reset), 1):
+            client, instance = await b.pair()
+            await ask(client, instance)
+            if number < 3:
+                await client.send(u32be(b"q") * 2)
+                assert await instance.read(10)
+            end(instance)
+            client.close()
+            await b.closed(number)
+        assert counted(b) == ({"ok": 3, "upstream_lost": 4}, (0, 0))
+
+
+async def test_who_leaves_first_wants_no_answer() -> None:
+    """What a client did not wait for says nothing of the instance."""
+    async with bed(listener=FIFO) as b:
+        for number, end in enumerate((Peer.reset, Peer.close), 1):
+            client, instance = await b.pair()
+            await client.send(u32be(b"q"))
+            assert await instance.read(5)
+            end(client)
+            assert await instance.is_reset() if end is Peer.reset else not await instance.read_to_end()
+            instance.close()
+            await b.closed(number)
+        assert counted(b) == ({}, (0, 0))
+
+
+@pytest.mark.parametrize("sent", [b"", u32be(b"question")[:6]])
+async def test_a_connection_that_fails_before_a_request_is_whole_counts_as_one(sent: bytes) -> None:
+    """Nobody knows how many there would have been."""
+    async with bed(listener=FIFO) as b:
+        client, instance = await b.pair()
+        await client.send(sent)
+        await instance.read(len(sent))
+        instance.reset()
+        assert await client.is_reset()
+        await b.closed(1)
+        assert counted(b) == ({}, (1, 1))
+
+
+async def test_a_connection_that_finds_no_instance_counts_as_one() -> None:
+    """Or a service that is down would look well."""
+    with refusing() as dead:
+        async with bed(listener=FIFO, instances=0, endpoints=[dead]) as b:
+            client = b.dial()
+            assert await client.read_to_end() == b""
+            await b.closed(1)
+            assert counted(b)[1] == (1, 1)
 
 
 async def test_requests_without_answers_are_bounded() -> None:
