@@ -139,6 +139,24 @@ async def test_notifications_are_not_repeated() -> None:
 # ---- nobody there ----
 
 
+async def test_notifications_are_no_requests() -> None:
+    """Neither those that arrive are counted among them, nor those that are lost: all would have failed."""
+    instance = Instance()
+    async with bed(instance) as g:
+        client = await g.client()
+        for place in range(5):
+            client.send(NOTIFY, "n", [place])
+        assert await client.is_served()
+        instance.kill()
+        await until(lambda: g.target(instance).main.failed)
+        for place in range(5):
+            client.send(NOTIFY, "n", [place])
+        assert (await client.call("x"))["code"] == "no_endpoint"
+        figures = g.gateway.relays.status()["services"]["s"]["rpc"]
+    assert figures["methods"]["l"]["*"]["outcomes"] == {"ok": 1, "no_endpoint": 1}
+    assert figures["failed"] == 1
+
+
 async def test_no_endpoint() -> None:
     """Where no instance can be connected to, clients are told at once, and served when one can."""
     instance = Instance()

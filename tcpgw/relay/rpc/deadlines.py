@@ -85,7 +85,7 @@ class Deadlines:
             if call.done:
                 continue
             if call.deadline <= now:
-                self.expired += 1
+                self.expired += call.is_request
                 service.fail(call, Code.DEADLINE_EXCEEDED, "it waited for an endpoint until its deadline")
             elif lane.alive:
                 waited = f"no endpoint had room within {service.settings.queue_timeout:g} s"

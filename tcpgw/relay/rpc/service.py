@@ -335,10 +335,11 @@ class RpcService:
         if call.trace is not None:
             call.trace.add("failed", code=code, error=text, endpoint=endpoint)
         asked = Asked(call.client, call.rule, self.name, endpoint, call.message.method)
-        self._count_failed(asked, call.started, code, text)
         if call.is_request:
+            self._count_failed(asked, call.started, code, text)
             call.client.fail(call.message.token, code, text, endpoint)
-        else:
+        else:  # those that arrive are not counted either
+            self.lines.failed(asked, call.started, code, text)
             call.client.lost_notifications += 1
             call.client.settle()
 
