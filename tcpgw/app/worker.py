@@ -65,6 +65,8 @@ class Worker:
         self._used = asyncio.Event()  # there is something to tell of that
         self._shares = Shares(self._used.set)
         self._renewed: asyncio.Future[None] | None = None
+        self._reporting = asyncio.Lock()  # one after the other: it is the last that counts
+        self._farewell: dict[str, int] = {}  # what reports say besides once all has ended
         self._traced = Traced(
             self._trace, lambda name, events: self._channel.tell("traced", name, events), self._background
         )
@@ -77,7 +79,7 @@ class Worker:
             "renewed": self._end_renewal,
             "accept": self._accept,
             "drain": self._drain,
-            "report": self._report_in_turns,
+            "report": self._tell_report,
             "connections": self._connections_listed,
             "trace_begin": self._traced.begin,
             "trace_end": self._traced.end,
@@ -184,11 +186,11 @@ class Worker:
         if self._relays is not None:
             self._relays.trace(tracer)
 
-    async def _report_in_turns(self) -> dict[str, Any]:
-        return await self._relays.status_in_turns() if self._relays else {}
-
-    def _report(self) -> dict[str, Any]:
-        return self._relays.status() if self._relays else {}
+    async def _tell_report(self) -> None:
+        """Not as an answer, which whoever asked may take later than what is told after it."""
+        async with self._reporting:
+            report = await self._relays.status_in_turns() if self._relays else {}
+            self._channel.tell("report", report | self._farewell)
 
     async def _connections_listed(self, service: str | None, slowest: bool, count: int) -> dict[str, Any]:
         if self._relays is None:
@@ -206,7 +208,7 @@ class Worker:
             size = endpoints / _ENDPOINTS_PER_BEAT + self._connections() / _CONNECTIONS_PER_BEAT
             if now - reported >= min(_SELDOM, _BEAT * size):
                 reported = now
-                self._channel.tell("report", await self._report_in_turns())
+                await self._tell_report()
             else:
                 self._channel.tell("beat")
             await asyncio.sleep(_BEAT)
@@ -258,14 +260,16 @@ class Worker:
 
     async def _say_farewell(self, beating: asyncio.Task[None]) -> None:
         """End what is left, and tell what it all came to."""
-        cut = sum(map(_cut, self._report().get("listeners", {}).values()))
+        listeners = self._relays.status()["listeners"] if self._relays else {}
+        cut = sum(map(_cut, listeners.values()))
         if self._channel.closed.is_set():  # nobody else will say it
             log.info("stopped", connections_cut=cut)
         if self._relays is not None:
             await self._relays.close()
         self._traced.flush()
-        await self._background.stop(beating)  # which may be making a report, and the last one counts
-        self._channel.tell("report", {**self._report(), "cut": cut})
+        await self._background.stop(beating)
+        self._farewell = {"cut": cut}
+        await self._tell_report()
         try:
             async with asyncio.timeout(_FLUSH):
                 await self._channel.flushed()

@@ -186,7 +186,7 @@ def _tell_usage(news: Mapping[WorkerProcess, Elsewhere]) -> None:
 
 async def _ask(worker: WorkerProcess) -> None:
     try:
-        worker.report = await worker.call("report", timeout=_PATIENCE)
+        await worker.call("report", timeout=_PATIENCE)  # answered when `_reported` has it
     except TcpgwError:
         log.warning("worker_not_heard", worker=worker.slot, hint="its figures are up to some seconds old")
 

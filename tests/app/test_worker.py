@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from tcpgw.process.worker import WorkerProcess
-from tests.support.streams import in_time
+from tests.support.streams import until
 
 
 def test_worker_imports_only_what_it_needs() -> None:
@@ -29,7 +29,7 @@ async def test_it_tells_what_it_counted_before_it_answers() -> None:
 
     worker = WorkerProcess.start(1, command, {"report": take, "beat": lambda _: None})
     try:
-        await in_time(_until(reports))
+        await until(lambda: reports)
         before = len(reports)
         for more in (1, 2, 3):
             assert await worker.call("report", timeout=10) is None
