@@ -51,7 +51,10 @@ class Tally:
 
 
 class Tallies(dict[str, Tally]):
-    """By service; "" is for those that had none."""
+    """By service; "" is for those that had none, and is there from the start."""
+
+    def __init__(self) -> None:
+        super().__init__({"": Tally()})
 
     def open(self, service: str) -> Tally:
         """Count one more, and return where it is to be ended."""
@@ -72,8 +75,7 @@ class Tallies(dict[str, Tally]):
         """
         moved = _moved(connections)
         services = {name: tally.figures(*moved.get(tally, (0, 0))) for name, tally in self.items()}
-        if "" in services:
-            services[""]["active"] += len(connections) - sum(one["active"] for one in services.values())
+        services[""]["active"] += len(connections) - sum(one["active"] for one in services.values())
         return {
             "active": len(connections),
             "bytes_in": sum(one["bytes_in"] for one in services.values()),

@@ -258,7 +258,10 @@ async def test_a_half_closed_connection_in_use_is_not_timed_out() -> None:
 async def test_figures_hold_what_ended_and_what_goes_on() -> None:
     """Bytes of both, reasons of the ended; all in types that any codec can carry."""
     async with bed(listener="max_connections = 2") as b:
-        assert b.listener.status() == {
+        status = b.listener.status()
+        (none,) = status["services"].values()
+        assert (none["opened"], none["active"], none["ended"]) == (0, 0, {})
+        assert status | {"services": {}} == {
             "accepted": 0, "active": 0, "paused": 0, "accept_failures": 0, "bytes_in": 0, "bytes_out": 0,
             "ended": {}, "drains": {}, "services": {}, "invocations": {},
             "ages": {"1": 0, "10": 0, "60": 0, "600": 0, "3600": 0, "86400": 0, "": 0},
@@ -274,6 +277,7 @@ async def test_figures_hold_what_ended_and_what_goes_on() -> None:
                 instance.close()
                 await b.closed(1)
         status = b.listener.status()
+        assert status["services"].pop("") == none
         service = status["services"]["s"]
         assert service.pop("duration")["count"] == 1
         assert status == {

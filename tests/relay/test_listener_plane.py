@@ -145,6 +145,20 @@ async def test_a_time_out_of_the_plane_is_looked_at_often_enough() -> None:
         await until(lambda: plane.sessions and len(plane.sessions[0].tended) > 3)
 
 
+async def test_who_is_being_set_up_is_counted_as_there() -> None:
+    """Without a service, from the first client on; then with the one that it came to."""
+    plane = Plane()
+
+    def active() -> dict[str, int]:
+        return {name: one["active"] for name, one in listener.status()["services"].items()}
+
+    async with listening(plane) as (listener, _, _):
+        assert active() == {"": 1}
+        plane.may_open.set()
+        await until(lambda: "s" in active())
+        assert active() == {"": 0, "s": 1}
+
+
 async def test_an_end_before_the_session_is_known() -> None:
     """A session that ends before `open` has returned it is logged once, with its own figures and reason."""
     plane = Plane(lambda session: session.end(Reason.CLIENT_RESET))
