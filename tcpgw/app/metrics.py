@@ -39,6 +39,11 @@ def expose(
     return made
 
 
+def _services(picture: Picture) -> set[str]:
+    """Those there are. What others came to stays in the totals, for when a reload brings them back."""
+    return {service.name for service in picture.config.service}
+
+
 def _connections(made: Exposition, picture: Picture) -> None:
     for name, listener in picture.totals.get("listeners", {}).items():
         made.set(m.ACCEPTED, listener["accepted"], name)
@@ -46,7 +51,10 @@ def _connections(made: Exposition, picture: Picture) -> None:
         made.set(m.ACCEPT_FAILURES, listener["accept_failures"], name)
         for reason in sorted(DENIED & listener["ended"].keys()):
             made.set(m.DENIED, listener["ended"][reason], name, reason)
+    there = {"", *_services(picture)}
     for name, service, one in connections(picture.totals):
+        if service not in there:
+            continue
         made.set(m.OPENED, one["opened"], name, service)
         made.set(m.ACTIVE, one.get("active", 0), name, service)
         made.set(m.RECEIVED, one["bytes_in"], name, service)
@@ -61,7 +69,10 @@ def _connections(made: Exposition, picture: Picture) -> None:
 
 
 def _requests(made: Exposition, picture: Picture) -> None:
+    there = _services(picture)
     for listener, service, method, one in requests(picture.totals):
+        if service not in there:
+            continue
         for outcome, count in one.get("outcomes", {}).items():
             made.set(m.REQUESTS, count, listener, service, method, outcome)
         made.set(m.IN_FLIGHT, one.get("inflight", 0), listener, service, method)
@@ -128,15 +139,22 @@ def _discovery(made: Exposition, picture: Picture, settings: schema.Service) -> 
 
 
 def _processes(made: Exposition, picture: Picture, processes: Mapping[int, Resources]) -> None:
-    """One that leaves counts with its successor in the same slot: series by pid would be without end."""
+    """One that leaves counts with its successor in the same slot: series by pid would be without end.
+
+    But for what only grows: that is the one's that accepts, or of the last to start. A sum would fall.
+    """
     named = {"supervisor": [(picture.pid, picture.lag)]}
-    for worker in picture.workers:
-        named.setdefault(f"worker {worker.slot}", []).append((worker.pid, worker.lag))
+    current = {"supervisor": picture.pid}
+    for worker in sorted(picture.workers, key=lambda worker: worker.state == "accepting"):
+        name = f"worker {worker.slot}"
+        named.setdefault(name, []).append((worker.pid, worker.lag))
+        current[name] = worker.pid
     for name, members in named.items():
         made.set(m.LAG, max(lag for _, lag in members), name)
         taken = [processes[pid] for pid, _ in members if pid in processes]
+        if current[name] in processes:
+            made.set(m.CPU, processes[current[name]].cpu, name)
         if taken:
-            made.set(m.CPU, sum(one.cpu for one in taken), name)
             made.set(m.MEMORY, sum(one.memory for one in taken), name)
             made.set(m.FILES, sum(one.files for one in taken), name)
 

@@ -55,6 +55,37 @@ def test_requests() -> None:
     assert (found["tcpgw_retries_total", "s"], found["tcpgw_hedges_total", "s"]) == (5, 1)
 
 
+def test_series_of_a_service_end_with_it() -> None:
+    """When a reload removes it, whatever was counted for it; the listener counts on."""
+    methods = {"l": {"*": method(0.1, ok=4, inflight=1)}}
+    fifo = {"requests": {"gone": method(0.1, ok=2)}}
+    totals = {
+        "listeners": {
+            "l": listener(**{"": tally(1, 1)}, s=tally(5, 2), gone=tally(3, 1, client_fin=2)) | fifo
+        },
+        "services": {"gone": {"rpc": {"methods": methods}}},
+    }
+    found = series(totals=totals)
+    assert [labels for labels in found if "gone" in labels] == []
+    assert found["tcpgw_connections_accepted_total", "l"] == 9
+    assert found["tcpgw_connections_active", "l", ""] == 1
+    assert found["tcpgw_connections_active", "l", "s"] == 2
+
+
+def test_cpu_time_is_of_the_process_that_serves() -> None:
+    """Added to another's it would jump, and fall with the end of the one that leaves."""
+    taken = {10: Resources(1.5, 100, 5), 98: Resources(0.5, 1, 1), 99: Resources(1000.0, 1, 1)}
+
+    def cpu(old: str, new: str) -> float:
+        workers = [worker(1, old, pid=99), worker(1, new, pid=98)]
+        return series(taken, workers=workers)["tcpgw_process_cpu_seconds_total", "worker 1"]
+
+    assert cpu("accepting", "starting") == 1000.0
+    assert cpu("leaving", "accepting") == 0.5
+    assert cpu("leaving", "starting") == 0.5
+    assert cpu("leaving", "leaving") == 0.5
+
+
 def test_endpoints_end_with_their_endpoint() -> None:
     """Series are those of the snapshot in force, however many others were counted for."""
     figures = {A: {"picked": 9, "failures": {"reset": 2}}, "10.0.0.9:1": {"picked": 5}}
@@ -93,7 +124,8 @@ def test_the_gateway_itself() -> None:
     assert found["tcpgw_snapshot_version", "s"] == 7
     assert found["tcpgw_cloud_budget_left_calls", "c"] == 7
     assert found["tcpgw_event_loop_lag_seconds", "worker 1"] == 0.75
-    assert found["tcpgw_process_cpu_seconds_total", "worker 1"] == 5.0
+    assert found["tcpgw_process_cpu_seconds_total", "worker 1"] == 2.0
+    assert found["tcpgw_process_resident_memory_bytes", "worker 1"] == 500
     assert found["tcpgw_process_open_fds", "supervisor"] == 5
     assert found["tcpgw_workers", "leaving"] == 1
     assert found["tcpgw_worker_restarts_total",] == 2
