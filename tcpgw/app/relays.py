@@ -226,8 +226,10 @@ class Relays:
             one["weight"], one["inflight"] = weight, pool.loads.inflight(endpoint)
         rpc = self._channels.status(pool.service)
         return {
-            "version": snapshot.version if snapshot else 0,
-            "taken_at": snapshot.taken_at if snapshot else 0.0,
+            "snapshot": {
+                "version": snapshot.version if snapshot else 0,
+                "taken_at": snapshot.taken_at if snapshot else 0.0,
+            },
             **reported,
             "circuit": self.places.circuit(pool).status(),
             **({"rpc": rpc} if rpc else {}),

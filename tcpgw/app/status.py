@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tcpgw.app.picture import Picture
+from tcpgw.config import schema
 from tcpgw.observe.histogram import quantile_of
 from tcpgw.observe.totals import Figures
 
@@ -21,8 +22,9 @@ def made(picture: Picture) -> Status:
 
     A listener that was removed has the address None, and counts on. A service's endpoints are those of the
     snapshot in force, with their state, and with `override` and `given_weight` where an operator said
-    something; `taken_at` is Unix time, None without a snapshot. Times are in seconds: of a distribution how
-    many there were, their mean, and percentiles to a sixteenth.
+    something; its `version` is the configuration's, that of its `snapshot` counts changes, and `taken_at` is
+    Unix time, both None without one. Times are in seconds: of a distribution how many there were, their mean,
+    and percentiles to a sixteenth.
     """
     totals = picture.totals
     return {
@@ -43,7 +45,7 @@ def made(picture: Picture) -> Status:
             for name, figures in totals.get("listeners", {}).items()
         },
         "overload": totals.get("overload", {"active": 0, "times": 0, "shed": 0}),
-        "services": {service.name: _service(picture, service.name) for service in picture.config.service},
+        "services": {service.name: _service(picture, service) for service in picture.config.service},
         "clouds": {name: dict(one) for name, one in picture.clouds.items()},
         "receivers": [dict(one) for one in picture.receivers],
     }
@@ -53,14 +55,18 @@ def _worker(worker: Figures) -> Figures:
     return {"worker": worker.pop("slot"), **worker}
 
 
-def _service(picture: Picture, name: str) -> Status:
+def _service(picture: Picture, settings: schema.Service) -> Status:
+    name = settings.name
     figures, states, snapshot = picture.service(name), picture.states(name), picture.snapshots.get(name)
     counts, why = figures.get("endpoints", {}), picture.health.get(name, {}).get("why", {})
     overrides, health = picture.overrides.get(name, {}), picture.health.get(name)
     return {
         **_summary({key: one for key, one in figures.items() if key != "endpoints"}),
-        "version": snapshot.version if snapshot else None,
-        "taken_at": snapshot.taken_at if snapshot else None,
+        "version": settings.version,
+        "snapshot": {
+            "version": snapshot.version if snapshot else None,
+            "taken_at": snapshot.taken_at if snapshot else None,
+        },
         **({"discovery": dict(picture.discovery[name])} if name in picture.discovery else {}),
         **({"health": {key: health[key] for key in health.keys() - {"states", "why"}}} if health else {}),
         "endpoints": {

@@ -160,12 +160,16 @@ async def test_an_endpoint_that_is_written_down_is_used() -> None:
         all_ = [one.endpoint for one in three]
         async with gateway(service(*all_[:1]) + listener()) as g:
             versions = []
+
+            def version() -> Any:
+                return g.relays.status()["services"]["s"]["snapshot"]["version"]
+
             for wanted in (all_, all_[2:]):
-                versions.append(g.relays.status()["services"]["s"]["version"])
+                versions.append(version())
                 await reload(g, service(*wanted) + listener())
                 await until(partial(_has, g, wanted))
                 assert {await streams.ask(g, source) for source in streams.clients(6)} == set(wanted)
-            versions.append(g.relays.status()["services"]["s"]["version"])
+            versions.append(version())
             assert versions == sorted(set(versions))
 
 
