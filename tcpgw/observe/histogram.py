@@ -62,12 +62,6 @@ class Histogram:
             return 0.0
         return _MIDDLE[bisect_left(list(accumulate(self._counts)), max(1, q * self.count))]
 
-    def merge(self, other: "Histogram") -> None:
-        """Add all that `other` has."""
-        self._counts = [mine + its for mine, (_, its) in zip(self._counts, other.buckets(), strict=True)]
-        self.count += other.count
-        self.total += other.total
-
     def figures(self) -> dict[str, Any]:
         """Return plain values that add up: `count`, `sum` in seconds, and `buckets` that are not empty.
 

@@ -87,17 +87,6 @@ def test_an_empty_one_says_nothing() -> None:
     assert (histogram.count, histogram.total) == (0, 0.0)
 
 
-@given(st.lists(latencies, max_size=20), st.lists(latencies, max_size=20))
-def test_merged_is_the_same_as_counted_together(some: list[float], others: list[float]) -> None:
-    """Adding another histogram gives that of all latencies, and leaves the other as it was."""
-    one, other, both = histogram_of(*some), histogram_of(*others), histogram_of(*some, *others)
-    one.merge(other)
-    assert list(one.buckets()) == list(both.buckets())
-    assert one.count == both.count
-    assert one.total == pytest.approx(both.total)
-    assert list(other.buckets()) == list(histogram_of(*others).buckets())
-
-
 def test_a_running_quantile_says_nothing_at_first() -> None:
     """Until 16 latencies were seen the value is 0, and then their quantile."""
     running = RunningQuantile(0.95)
