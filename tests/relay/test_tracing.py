@@ -40,7 +40,7 @@ def test_each_event_says_whose_and_when() -> None:
     assert trace is not None
     bed.now += 0.25
     trace.add("connected", endpoint=Endpoint("10.0.1.11", 8080), seconds=0.25)
-    who = {"listener": "l", "id": 17, "client": "10.0.0.7:51234"}
+    who = {"listener": "l", "conn": 17, "client": "10.0.0.7:51234"}
     assert bed.tracer.take() == {
         "t": [
             {"at": START, "event": "accepted", "after": 0.0, **who},
