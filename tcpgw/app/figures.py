@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tcpgw.endpoints import Snapshot
+from tcpgw.errors import Code
 from tcpgw.observe.totals import Figures, counted, summed
 from tcpgw.process.worker import WorkerProcess
 from tcpgw.relay.reasons import DENIED, Reason
@@ -48,15 +49,21 @@ class Totals:
 
 
 def _lost(report: Figures) -> Figures:
-    """Return a worker's last report with an end for each connection that it did not say the end of."""
+    """Return a worker's last report with an end for each connection and request that had none in it."""
     listeners = {name: _cut_off(one) for name, one in report.get("listeners", {}).items()}
-    return {**report, "process": {}, "listeners": listeners}
+    unanswered = [
+        {service: {"rpc": {"methods": {listener: {method: {"outcomes": {Code.UPSTREAM_LOST.value: count}}}}}}}
+        for listener, service, method, figures in _of_rpc(report)
+        if (count := figures.get("inflight", 0))
+    ]
+    services = summed([report.get("services", {}), *unanswered])
+    return {**report, "process": {}, "listeners": listeners, "services": services}
 
 
 def _cut_off(listener: Figures) -> Figures:
     """Return what a listener's connections came to, now that all of them have ended."""
     services, invocations = listener.get("services", {}), listener.get("invocations", {})
-    lost = {name: one["active"] for name, one in services.items() if name and one["active"]}
+    lost = {name: one["active"] for name, one in services.items() if one["active"]}
     open_ = {name: one["opened"] - one["ended"] for name, one in invocations.items()}
 
     def ends(count: int) -> Figures:
@@ -72,13 +79,17 @@ def _cut_off(listener: Figures) -> Figures:
 
 def requests(totals: Figures) -> Iterator[tuple[str, str, str, Figures]]:
     """Yield listener, service and method of all requests, and what they came to (see `rpc.figures`)."""
+    yield from _of_rpc(totals)
+    for name, listener in totals.get("listeners", {}).items():
+        for service, figures in listener.get("requests", {}).items():
+            yield name, service, "*", figures
+
+
+def _of_rpc(totals: Figures) -> Iterator[tuple[str, str, str, Figures]]:
     for service, one in totals.get("services", {}).items():
         for listener, methods in one.get("rpc", {}).get("methods", {}).items():
             for method, figures in methods.items():
                 yield listener, service, method, figures
-    for name, listener in totals.get("listeners", {}).items():
-        for service, figures in listener.get("requests", {}).items():
-            yield name, service, "*", figures
 
 
 def connections(totals: Figures) -> Iterator[tuple[str, str, Figures]]:

@@ -307,7 +307,8 @@ class FramedPlane(StreamPlane):
         try:
             return await super().open(connection, early, on_end)
         except (ConnectError, OverloadError):
-            self.broken[str(connection.facts.get("service", ""))] += 1
+            if service := connection.facts.get("service"):
+                self.broken[str(service)] += 1
             raise
 
     def _new_session(self, upstream: Upstream, on_end: OnEnd, now: float) -> FramedSession:

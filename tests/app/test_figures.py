@@ -38,6 +38,26 @@ def test_counters_do_not_go_down() -> None:
     assert totals.cut == 2
 
 
+def test_requests_that_died_with_a_worker_have_failed() -> None:
+    """As far as it had told that they were at instances; of each method, and counted once."""
+    methods = {"l": {"a": method(1.0, inflight=3, ok=1), "b": method(inflight=2)}, "m": {"a": method()}}
+    totals = Totals()
+    totals.gone(worker({"services": {"s": {"rpc": {"methods": methods}}}}), {})
+    of_l = totals.of([])["services"]["s"]["rpc"]["methods"]["l"]
+    assert of_l["a"]["outcomes"] == {"ok": 1, "upstream_lost": 3}
+    assert of_l["b"]["outcomes"] == {"upstream_lost": 2}
+    assert invocations(totals.of([])) == {"s": (6, 5)}
+
+
+def test_who_was_being_let_in_is_lost_too() -> None:
+    """Accepted ones have ended or are there, whichever way a worker ended."""
+    totals = Totals()
+    totals.gone(worker({"listeners": {"l": listener(**{"": tally(3, 2, denied_cidr=1)})}}), {})
+    found = totals.of([])["listeners"]["l"]
+    assert found["ended"] == {"denied_cidr": 1, "worker_lost": 2}
+    assert invocations(totals.of([])) == {}
+
+
 def test_one_that_said_its_farewell_lost_nothing() -> None:
     """It has told of the end of each connection itself."""
     totals = Totals()
@@ -59,7 +79,7 @@ def test_a_worker_that_never_told_counts_nothing() -> None:
     """It died before its first report."""
     totals = Totals()
     totals.gone(worker({}), {})
-    assert totals.of([worker({})]) == {"cut": 0, "process": {}, "listeners": {}}
+    assert totals.of([worker({})]) == {"cut": 0, "process": {}, "listeners": {}, "services": {}}
 
 
 def test_invocations() -> None:
