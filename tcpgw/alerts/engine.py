@@ -39,7 +39,10 @@ State = Literal["pending", "firing", "resolved"]
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """As it is now. `since` is when it came to be so and `ended` when it was resolved, in Unix time."""
+    """As it is now. `since` is when it came to be so and `ended` when it was resolved, in Unix time.
+
+    `value` is the last one that was bad: what is told of an alert is to say why it is there.
+    """
 
     name: str
     labels: Labels
@@ -52,7 +55,8 @@ class Alert:
 
     @property
     def summary(self) -> str:
-        return summary(self._kind, self.labels, self.value, self.threshold)
+        text = summary(self._kind, self.labels, self.value, self.threshold)
+        return f"Over: {text}" if self.state == "resolved" else text
 
     @property
     def hint(self) -> str:
@@ -130,10 +134,13 @@ class Engine:
             pending = entry.alert.state == "pending"
             bad = False
             if terms is not None and value is not None:
-                entry.alert = replace(
-                    entry.alert, value=value, threshold=terms.threshold, severity=terms.severity
-                )
                 bad = terms.breached(value) if pending else not terms.cleared(value)
+                entry.alert = replace(
+                    entry.alert,
+                    value=value if bad else entry.alert.value,
+                    threshold=terms.threshold,
+                    severity=terms.severity,
+                )
             if bad:
                 entry.calm = None
             elif pending:

@@ -6,6 +6,7 @@ Thresholds are the configuration's (config/alerts.py); here is all the rest of a
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from string import Formatter
 from types import MappingProxyType
 
 from tcpgw.config.alerts import Alerts, Condition, DiscoveryAge, Limit, ServiceAlerts, Severity
@@ -64,6 +65,12 @@ class Kind:
     fixed: float = 0.0
     guard: str = ""
 
+    @property
+    def labels(self) -> frozenset[str]:
+        """Names of the labels that its alerts have."""
+        named = {name for _, name, _, _ in Formatter().parse(self.summary) if name}
+        return frozenset(named - {"value", "threshold"}) | {name for name, _ in self.only}
+
 
 # A service's endpoints that may be given something, as the reading of that name counts them.
 _USABLE = 'sum without (state) (tcpgw_endpoints{state=~"unknown|healthy|trial"})'
@@ -116,7 +123,8 @@ KINDS = (
         "p99_latency",
         "TcpgwP99Latency",
         "p99_latency",
-        "One of a hundred answers of {service} takes {value} or more",
+        "One of a hundred requests to {service} (connects to its instances, where requests are not seen) "
+        "takes {value} or more",
         "Where requests wait in the gateway's queue, more instances help; where they do not, the instances "
         "are slow: `tcpgw connections --slowest` names the endpoints.",
         "(histogram_quantile(0.99, sum without (listener, method) "

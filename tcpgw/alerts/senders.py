@@ -5,6 +5,7 @@ not take is tried again for some time, in order, and then dropped: old news woul
 """
 
 import asyncio
+import os
 import random
 import time
 from collections import deque
@@ -127,9 +128,7 @@ class Sender:
         except TimeoutError:
             return f"no answer within {timeout:g} s", True, 0.0
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Of some the text holds the whole URL.
-            told = isinstance(error, aiohttp.ClientConnectionError | OSError)
-            return str(error) if told and str(error) else type(error).__name__, True, 0.0
+            return _fault(error), True, 0.0
 
     def _say(self, event: str, tries: int) -> None:
         now = self._clock()
@@ -148,6 +147,16 @@ class Sender:
 
 def _pause(tried: int) -> float:
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (tried - 1)) * random.uniform(0.5, 1)
+
+
+def _fault(error: Exception) -> str:
+    """What was wrong, in a few words. Texts of aiohttp's may hold the whole URL."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # asyncio's text of a refused connection repeats the address.
+        code = error.os_error.errno
+        return os.strerror(code) if code and code > 0 else error.os_error.strerror or str(error.os_error)
+    told = isinstance(error, aiohttp.ClientConnectionError | OSError)
+    return str(error) if told and str(error) else type(error).__name__
 
 
 def _refusal(status: int, retry_after: str) -> tuple[str, bool, float] | None:

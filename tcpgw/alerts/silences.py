@@ -1,15 +1,15 @@
 """Alerts of which nobody is told for a while. Pure: time is an argument.
 
-A silence names an alert, or `*` for all, and labels that the alert must have; with none it is for all of that
-name. It ends by itself. What is silenced is judged on and shown, and what was told of before is told to be
-over when it is.
+A silence names an alert, or `*` for all, and labels that the alert must have, its severity among them; with
+none it is for all of that name. It ends by itself. What is silenced is judged on and shown, and what was told
+of before is told to be over when it is.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tcpgw.alerts.engine import Alert
-from tcpgw.alerts.rules import BY_ALERT, Labels
+from tcpgw.alerts.rules import BY_ALERT, KINDS, Labels
 from tcpgw.errors import TcpgwError
 
 MOST = 100
@@ -36,7 +36,7 @@ class Silence:
 
 def until(alert: Alert, silences: Iterable[Silence]) -> float | None:
     """When the last of these ends that covers an alert, in Unix time. None: nothing does."""
-    names, labels = {"*", alert.name}, set(alert.labels)
+    names, labels = {"*", alert.name}, {*alert.labels, ("severity", alert.severity)}
     covering = [one for one in silences if one.alert in names and labels.issuperset(one.labels)]
     return max((one.until for one in covering), default=None)
 
@@ -56,6 +56,11 @@ class Silences:
             raise SilenceError(f"at most {_MOST_LABELS} labels, of {_MOST_TEXT} characters each, can be said")
         if alert != "*" and alert not in BY_ALERT:
             raise SilenceError(f"there is no alert {alert!r}: known are {', '.join(BY_ALERT)}, and * for all")
+        kinds = KINDS if alert == "*" else [BY_ALERT[alert]]
+        names = {"severity"}.union(*(kind.labels for kind in kinds))
+        if unknown := sorted(labels.keys() - names):
+            of = "no alert has" if alert == "*" else f"{alert} has not"
+            raise SilenceError(f"{of} the label {unknown[0]}: there are {', '.join(sorted(names))}")
         if not 0 < seconds <= _LONGEST:
             raise SilenceError(
                 "a silence may last from a moment to a year; to hear no more of a rule, write off for it in "

@@ -121,6 +121,17 @@ def test_a_reading_that_vanishes_ends_it(nothing: Readings) -> None:
     assert (alert.value, alert.ended, alert.since) == (0.2, WALL + 1091, WALL + 1060)
 
 
+def test_its_value_says_why_it_is_there() -> None:
+    """The last bad one, however good it is by now; when it is over, its summary says that."""
+    watched = Watched()
+    watched.after(0, errors(a=0.2))
+    watched.after(60, errors(a=0.3))
+    watched.after(1, errors(a=0.0))
+    assert [alert.value for alert in watched.engine.firing] == [0.3]
+    (alert,) = watched.after(30, errors(a=0.0)).resolved
+    assert (alert.value, alert.summary) == (0.3, "Over: 30 % of what a is asked fails")
+
+
 def test_it_fires_again_as_a_new_one() -> None:
     """After the whole wait."""
     watched = Watched(error_rate={"threshold": 0.1, "for": 10})

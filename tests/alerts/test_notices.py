@@ -58,7 +58,7 @@ def test_a_webhook_gets_what_alertmanager_sends() -> None:
                 "status": "resolved",
                 "labels": message["alerts"][0]["labels"] | {"service": "b"},
                 "annotations": message["alerts"][0]["annotations"]
-                | {"summary": "25 % of what b is asked fails"},
+                | {"summary": "Over: 25 % of what b is asked fails"},
                 "startsAt": "2025-06-15T15:06:40.000Z",
                 "endsAt": "2025-06-15T15:07:40.000Z",
                 "generatorURL": "",

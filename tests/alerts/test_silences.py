@@ -14,7 +14,8 @@ RATE = "TcpgwErrorRate"
         (RATE, {}, True),
         (RATE, {"service": "a"}, True),
         (RATE, {"service": "b"}, False),
-        (RATE, {"service": "a", "kind": "x"}, False),
+        (RATE, {"service": "a", "severity": "critical"}, True),
+        (RATE, {"service": "a", "severity": "warning"}, False),
         ("TcpgwPanic", {}, False),
         ("*", {}, True),
         ("*", {"service": "a"}, True),
@@ -50,9 +51,26 @@ def test_it_ends_by_itself() -> None:
 def test_the_same_again_takes_its_place() -> None:
     """Whatever the order of the labels; also to end it sooner."""
     silences = Silences()
-    silences.add(RATE, {"service": "a", "kind": "x"}, 60, "one", 0, WALL)
-    silences.add(RATE, {"kind": "x", "service": "a"}, 30, "two", 0, WALL)
+    silences.add(RATE, {"service": "a", "severity": "critical"}, 60, "one", 0, WALL)
+    silences.add(RATE, {"severity": "critical", "service": "a"}, 30, "two", 0, WALL)
     assert [(silence.comment, silence.until) for silence in silences.listed(0)] == [("two", WALL + 30)]
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "known"),
+    [
+        (RATE, "listener", "service, severity"),
+        (RATE, "alertname", "service, severity"),
+        ("TcpgwCertificateExpiry", "service", "kind, listener, severity"),
+        ("*", "team", "cloud, kind, listener, service, severity"),
+    ],
+)
+def test_one_that_can_cover_nothing_is_refused(name: str, label: str, known: str) -> None:
+    """With the labels that there are: those of webhooks and of `[alerts]` are added on their way."""
+    silences = Silences()
+    with pytest.raises(SilenceError, match=f"the label {label}: there are {known}$"):
+        silences.add(name, {label: "x"}, 60, "", 0, WALL)
+    assert silences.listed(0) == []
 
 
 def test_it_can_be_removed() -> None:

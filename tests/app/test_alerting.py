@@ -97,7 +97,13 @@ async def test_everything_stands_in_the_log(background: Background) -> None:
     assert "health.active" in hint
     assert lines == [
         {"event": "alert_firing", "log_level": "warning", **told, "hint": hint},
-        {"event": "alert_resolved", "log_level": "info", **told, "value": 0.0, "seconds": 61},
+        {
+            "event": "alert_resolved",
+            "log_level": "info",
+            **told,
+            "summary": f"Over: {told['summary']}",
+            "seconds": 61,
+        },
     ]
 
 
