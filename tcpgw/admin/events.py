@@ -7,9 +7,9 @@ views, and is cut off where it takes none for some seconds.
 import asyncio
 from collections.abc import Callable
 
-import orjson
 from aiohttp import web
 
+from tcpgw.admin.encoding import encoded
 from tcpgw.admin.faults import Faults
 from tcpgw.admin.source import Json, Source
 
@@ -82,7 +82,7 @@ class Events:
     def _frame(self, view: Json) -> bytes:
         """Encode a view once for all subscribers."""
         if view is not self._view:
-            self._view, self._encoded = view, b"event: view\ndata: %b\n\n" % orjson.dumps(view)
+            self._view, self._encoded = view, b"event: view\ndata: %b\n\n" % encoded(view)
         return self._encoded
 
 

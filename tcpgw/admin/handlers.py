@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from math import ceil
 from typing import Any
 
-import orjson
 import structlog
 from aiohttp import hdrs, web
 from pydantic import Field
 
 from tcpgw.admin.actions import ACTIONS, BadRequestError, Nothing, read
 from tcpgw.admin.assets import Asset
+from tcpgw.admin.encoding import encoded
 from tcpgw.admin.events import Events
 from tcpgw.admin.faults import Faults
 from tcpgw.admin.guard import Asked, Guard, Need, Refused
@@ -188,14 +188,12 @@ async def _read(request: web.Request, kind: type[Nothing]) -> Any:
 
 
 def _json(value: Any) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")
+    return web.Response(body=encoded(value), content_type="application/json")
 
 
 def json_error(status: int, error: str, *, wait: float = 0.0, allow: str = "") -> web.Response:
     """Answer with what went wrong and what to do, and when to try again."""
-    response = web.Response(
-        status=status, body=orjson.dumps({"error": error}), content_type="application/json"
-    )
+    response = web.Response(status=status, body=encoded({"error": error}), content_type="application/json")
     if status == 401:
         response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="tcpgw"'
     if wait > 0:

@@ -42,7 +42,10 @@ def until(alert: Alert, silences: Iterable[Silence]) -> float | None:
 
 
 class Silences:
-    """Those of one gateway. `now` is by a clock that never goes back, `wall` Unix time."""
+    """Those of one gateway. `now` is by a clock that never goes back, `wall` Unix time.
+
+    What of labels' values and comments is no Unicode, as arguments of a command may be, stands there as `?`.
+    """
 
     def __init__(self) -> None:
         self._ends: dict[tuple[str, Labels], tuple[float, Silence]] = {}
@@ -66,18 +69,18 @@ class Silences:
                 "a silence may last from a moment to a year; to hear no more of a rule, write off for it in "
                 "[alerts]"
             )
-        key = alert, _sorted(labels)
+        key = alert, _kept(labels)
         self._forget(now)
         if len(self._ends) >= MOST and key not in self._ends:
             raise SilenceError(f"there are {MOST} silences already: remove some, or silence * for a while")
-        silence = Silence(*key, wall + seconds, comment)
+        silence = Silence(*key, wall + seconds, _encodable(comment))
         self._ends[key] = now + seconds, silence
         return silence
 
     def remove(self, alert: str, labels: Mapping[str, str], now: float) -> int:
         """End the silence with just these labels, without any all of that name; return how many that were."""
         self._forget(now)
-        wanted = _sorted(labels)
+        wanted = _kept(labels)
         ended = [key for key in self._ends if key[0] == alert and (not wanted or key[1] == wanted)]
         for key in ended:
             del self._ends[key]
@@ -94,5 +97,10 @@ class Silences:
                 del self._ends[key]
 
 
-def _sorted(labels: Mapping[str, str]) -> Labels:
-    return tuple(sorted(labels.items()))
+def _kept(labels: Mapping[str, str]) -> Labels:
+    return tuple(sorted((name, _encodable(value)) for name, value in labels.items()))
+
+
+def _encodable(text: str) -> str:
+    # Half of a surrogate pair can be encoded for nobody: one silence would take the view from all.
+    return text.encode(errors="replace").decode()

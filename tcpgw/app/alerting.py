@@ -75,8 +75,11 @@ class Alerting:
     def silence(self, alert: str, labels: Mapping[str, str], seconds: float, comment: str) -> dict[str, Any]:
         """Tell nobody of an alert of that name (`*`: any) with these labels. Raises SilenceError."""
         silence = self._silences.add(alert, labels, seconds, comment, self._clock(), self._wall())
-        log.info("alert_silenced", name=alert, labels=dict(labels), seconds=seconds, comment=comment)
-        return _listed(silence)
+        listed = _listed(silence)
+        log.info(
+            "alert_silenced", name=alert, labels=listed["labels"], seconds=seconds, comment=listed["comment"]
+        )
+        return listed
 
     def unsilence(self, alert: str, labels: Mapping[str, str]) -> int:
         """End the silence of that name with just these labels, without any all of that name.

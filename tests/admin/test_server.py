@@ -1,6 +1,7 @@
 """The admin server on real sockets: every answer, and every refusal."""
 
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -52,6 +53,16 @@ async def test_figures(http: ClientSession, source: Pretended) -> None:
         source.shown = None
         status, said = await answer(http, "GET", f"{base}/view")
         assert (status, list(said)) == (503, ["error"])
+
+
+async def test_a_text_that_is_no_unicode(http: ClientSession, source: Pretended) -> None:
+    """It is escaped, and takes nothing else of the view away, nor of the events."""
+    source.shown = {"comment": "f\udcfcr", "at": 1}
+    async with served(source) as base:
+        assert await answer(http, "GET", f"{base}/view") == (200, source.shown)
+        async with http.get(f"{base}/events") as response:
+            await response.content.readuntil(b"data: ")
+            assert json.loads(await response.content.readline()) == source.shown
 
 
 async def test_metrics_have_the_form_that_was_asked_for(http: ClientSession, source: Pretended) -> None:

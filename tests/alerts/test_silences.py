@@ -98,6 +98,15 @@ def test_without_labels_all_of_the_name_are_removed() -> None:
     assert len(silences.listed(1)) == 3
 
 
+def test_what_is_no_unicode_is_replaced() -> None:
+    """As arguments of a command in another encoding: who shows it can; by the same it is ended."""
+    silences = Silences()
+    silences.add(RATE, {"service": "l\udcfc"}, 60, "f\udcfcr", 0, WALL)
+    (silence,) = silences.listed(1)
+    assert (silence.labels, silence.comment) == ((("service", "l?"),), "f?r")
+    assert silences.remove(RATE, {"service": "l\udcfc"}, 1) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "labels", "seconds", "comment", "why"),
     [
