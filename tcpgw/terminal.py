@@ -15,6 +15,14 @@ def table(*columns: str, title: str | None = None, whole: Container[str] = ()) -
     return Table(*made, title=title, title_justify="left")
 
 
+def visible(text: str) -> str:
+    """Return `text` with what is no printable character escaped, ends of lines too.
+
+    Instances, clients and clouds have their say in much of what is shown, and must not command the terminal.
+    """
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def end(code: int, message: str) -> typer.Exit:
     """Print why a command ends, and return what to raise."""
     typer.secho(message, err=True, fg="red")

@@ -127,7 +127,7 @@ class Rpc:
                     case [Kind.ANSWER, self._ID, _, _] if self._expect is None:
                         return PASSED
                     case [Kind.ANSWER, self._ID | None, error, _]:  # nil: of what could not be read
-                        return f"error {_cut(str(RpcError.read(error)))}"
+                        return f"error {_cut(repr(str(RpcError.read(error))))}"
                     case [Kind.NOTIFY, *_]:
                         pass  # servers may notify
                     case _:

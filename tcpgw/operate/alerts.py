@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tcpgw import terminal
-from tcpgw.operate.ask import ConfigFile, ask, out
+from tcpgw.operate.ask import ConfigFile, ask, out, say
 from tcpgw.operate.figures import age
 from tcpgw.operate.options import duration
 
@@ -43,18 +43,19 @@ def alerts(
     for one in ask(config, "silences"):
         comment = f": {one['comment']}" if one["comment"] else ""
         named = _named(one["alert"], one["labels"])
-        out.print(f"silence of {named} until {_clock(one['until'])}{comment}", soft_wrap=True)
+        say(f"silence of {named} until {_clock(one['until'])}{comment}")
 
 
 def _show(found: list[dict[str, Any]], now: float) -> None:
     table = terminal.table("state", "severity", "alert", "labels", "for", "value", "summary", whole=_WHOLE)
     for one in ordered(found):
         state = one["state"] if not one["silenced_until"] else f"{one['state']}, silenced"
-        cells = (one["severity"], one["alert"], labelled(one["labels"]), age(now - one["since"]))
-        table.add_row(state, *cells, f"{one['value']:.4g}", one["summary"])
+        what = (one["severity"], one["alert"], labelled(one["labels"]), age(now - one["since"]))
+        cells = (state, *what, f"{one['value']:.4g}", one["summary"])
+        table.add_row(*map(terminal.visible, cells))
     out.print(table)
     for alert, hint in {one["alert"]: one["hint"] for one in ordered(found) if one["hint"]}.items():
-        out.print(f"{alert}: {hint}", soft_wrap=True)
+        say(f"{alert}: {hint}")
 
 
 def silence(
@@ -78,7 +79,7 @@ def silence(
     """
     labels = _labels(label)
     ask(config, "silence", alert, labels, seconds, comment)
-    typer.echo(f"{_named(alert, labels)} is silenced until {_clock(time.time() + seconds)}")
+    say(f"{_named(alert, labels)} is silenced until {_clock(time.time() + seconds)}")
 
 
 def unsilence(alert: AlertArgument, config: ConfigFile, label: LabelOption = None) -> None:
@@ -89,7 +90,7 @@ def unsilence(alert: AlertArgument, config: ConfigFile, label: LabelOption = Non
     labels = _labels(label)
     ended, named = ask(config, "unsilence", alert, labels), _named(alert, labels)
     some = f"{ended} {'silence' if ended == 1 else 'silences'} ended"
-    typer.echo(f"{named}: {some}" if ended else f"no silence of {named} stands: see `tcpgw alerts`")
+    say(f"{named}: {some}" if ended else f"no silence of {named} stands: see `tcpgw alerts`")
 
 
 def ordered(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,6 +41,11 @@ class AskError(TcpgwError):
         self.code = code
 
 
+def say(text: str) -> None:
+    """Print a line, whatever those who had a say in it put there."""
+    out.print(terminal.visible(text), soft_wrap=True)
+
+
 def ask(config: Path, method: str, *params: Any) -> Any:
     """Ask the gateway that runs with this file, or exit: 2 where file or question are at fault, else 1."""
     try:
@@ -82,8 +87,9 @@ def answered() -> Iterator[None]:
         raise
     except RpcError as exc:
         older = "the gateway that runs is of an older version than this command: `tcpgw upgrade` replaces it"
-        said = older if exc.code == _UNKNOWN else exc.message
-        raise AskError(2 if exc.code == REFUSED else 1, said) from None
+        # What is wrong with a configuration has several lines.
+        lines = [older] if exc.code == _UNKNOWN else map(terminal.visible, exc.message.splitlines())
+        raise AskError(2 if exc.code == REFUSED else 1, "\n".join(lines)) from None
     except TcpgwError as exc:
         raise AskError(1, str(exc)) from None
 

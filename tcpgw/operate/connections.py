@@ -46,7 +46,7 @@ def connections(
         return
     table = terminal.table(*_COLUMNS, whole=_WHOLE)
     for one in found["connections"]:
-        table.add_row(*_cells(one))
+        table.add_row(*map(terminal.visible, _cells(one)))
     if found["connections"]:
         out.print(table)
     shown, total = len(found["connections"]), found["total"]

@@ -10,7 +10,8 @@ from rich.text import Text
 from tcpgw.health.verdict import may_be_given
 from tcpgw.operate.alerts import labelled, ordered
 from tcpgw.operate.figures import age, latency, rate, share, size
-from tcpgw.operate.grid import Column, grid
+from tcpgw.operate.grid import Column, grid, shown
+from tcpgw.terminal import visible
 
 View = dict[str, Any]
 Cells = Sequence[str | Text]
@@ -147,7 +148,7 @@ def _header(view: View, looks: Looks) -> list[Text]:
         flow.append(_warned(f"worker deaths: {view['worker_deaths']}", bad=True))
     lines = [*_flowed(items, looks.width), *_flowed(flow, looks.width)]
     if looks.stale:
-        lines.insert(0, Text(looks.stale, style="bold red", no_wrap=True, overflow="ellipsis"))
+        lines.insert(0, Text(visible(looks.stale), style="bold red", no_wrap=True, overflow="ellipsis"))
     return [*lines, *_trouble(view)]
 
 
@@ -159,14 +160,14 @@ def _trouble(view: View) -> list[Text]:
     found += [
         f"cloud {one['name']}: no calls for {age(one['paused'])}" for one in view["clouds"] if one["paused"]
     ]
-    return [Text(one, style="bold red", no_wrap=True, overflow="ellipsis") for one in found]
+    return [Text(visible(one), style="bold red", no_wrap=True, overflow="ellipsis") for one in found]
 
 
 def _flowed(items: Iterable[str | Text], width: int) -> list[Text]:
     """Put items one after the other on as few lines as they need."""
     lines: list[Text] = []
     for item in items:
-        text = Text(item) if isinstance(item, str) else item
+        text = shown(item)
         if lines and lines[-1].cell_len + 3 + text.cell_len <= width:
             lines[-1].append(" · ", style="dim").append_text(text)
         else:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from tcpgw.terminal import visible
+
 _GAP = 2
 # Characters of a text below which showing its beginning is of no use.
 _LEAST = 16
@@ -27,7 +29,7 @@ def grid(
 
     A column in which nothing stands is left out.
     """
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [[shown(cell) for cell in row] for row in rows]
     widths = [_width(column, [row[place] for row in cells]) for place, column in enumerate(columns)]
     kept = [place for place in range(len(columns)) if any(row[place].plain for row in cells)]
     while sum(widths[place] + _GAP for place in kept) - _GAP > width:
@@ -55,8 +57,11 @@ def grid(
     return table
 
 
-def _text(cell: str | Text) -> Text:
-    return Text(cell) if isinstance(cell, str) else cell
+def shown(text: str | Text) -> Text:
+    """Return `text` as `terminal.visible` has it, in its style."""
+    made = Text(text) if isinstance(text, str) else text.copy()
+    made.plain = visible(made.plain)
+    return made
 
 
 def _width(column: Column, cells: Sequence[Text]) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tcpgw import terminal
-from tcpgw.operate.ask import ConfigFile, ask, out
+from tcpgw.operate.ask import ConfigFile, ask, out, say
 from tcpgw.operate.figures import age
 
 _WHOLE = ("address", "endpoint")
@@ -28,7 +28,7 @@ def status(
 
 def _show(found: Mapping[str, Any]) -> None:
     up = age(time.time() - found["since"])
-    out.print(f"tcpgw {found['version']}: {found['state']}; pid {found['pid']}, up {up}", soft_wrap=True)
+    say(f"tcpgw {found['version']}: {found['state']}; pid {found['pid']}, up {up}")
     workers = terminal.table("worker", "pid", "state", "connections", "up", whole=_WHOLE)
     for one in found["workers"]:
         cells = (one["worker"], one["pid"], one["state"], one["connections"], age(one["age"]))
@@ -43,24 +43,23 @@ def _show(found: Mapping[str, Any]) -> None:
         for endpoint, one in service["endpoints"].items():
             figures = (str(one.get(key, 0)) for key in ("inflight", "connected"))
             failures = ", ".join(f"{kind} {count}" for kind, count in one.get("failures", {}).items())
-            services.add_row(name, endpoint, *_standing(one), *figures, failures or "0")
+            cells = (name, endpoint, *_standing(one), *figures, failures or "0")
+            services.add_row(*map(terminal.visible, cells))
     out.print(workers, listeners, services)
     for name, one in found["listeners"].items():
         if one["ended"]:
             ended = ", ".join(f"{reason} {count}" for reason, count in sorted(one["ended"].items()))
-            out.print(
-                f"{name}: {one['bytes_in']} bytes in, {one['bytes_out']} out; ended: {ended}", soft_wrap=True
-            )
+            say(f"{name}: {one['bytes_in']} bytes in, {one['bytes_out']} out; ended: {ended}")
     for name, service in found["services"].items():
         if service.get("health", {}).get("panic"):
-            out.print(f"{name}: too few endpoints are usable, so all are used (panic)", soft_wrap=True)
+            say(f"{name}: too few endpoints are usable, so all are used (panic)")
     if found["overload"]["active"]:
-        out.print("overloaded: new connections are closed; see the log", soft_wrap=True)
+        say("overloaded: new connections are closed; see the log")
     for one in found.get("receivers", ()):
         if one["error"]:
-            out.print(f"alerts to {one['receiver']}, {one['url']}: {one['error']}", soft_wrap=True)
+            say(f"alerts to {one['receiver']}, {one['url']}: {one['error']}")
     if found["worker_deaths"]:
-        out.print(f"workers that died: {found['worker_deaths']}")
+        say(f"workers that died: {found['worker_deaths']}")
 
 
 def _standing(endpoint: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from tcpgw.operate.figures import latency, size
+from tcpgw.terminal import visible
 
 Event = Mapping[str, Any]
 
@@ -66,8 +67,8 @@ def _line(event: Event, number: int | None) -> str:
     of = "" if number is None else f"#{number}.{event['request']}" if "request" in event else f"#{number}"
     since = latency(event["after"]) if event.get("after") else ""
     color = typer.colors.GREEN if what in _GOOD else typer.colors.RED if what in _BAD else None
-    said = _visible(_SAID.get(what, _listed)(event))
-    name = _visible(what.replace("_", " "))
+    said = visible(_SAID.get(what, _listed)(event))
+    name = visible(what.replace("_", " "))
     # Padded where no style hides it: at the end of a line there is to be nothing.
     gap = " " * max(1, 15 - len(name)) if said else ""
     name = typer.style(name, fg=color, bold=what in _BOLD)
@@ -198,8 +199,3 @@ _SAID: dict[str, Callable[[Event], str]] = {
     "dropped": lambda event: f"{_counted(event)} were too many to be told",
     "worker_gone": _worker_gone,
 }
-
-
-def _visible(text: str) -> str:
-    """What clients say of themselves must not command the terminal."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

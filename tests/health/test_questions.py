@@ -98,9 +98,10 @@ def test_rpc_answer(framed: bool) -> None:
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        ("no such method", "error instance_error: no such method"),
-        ({"code": "overloaded", "message": "later"}, "error overloaded: later"),
-        ("x" * 500, f"error instance_error: {'x' * 64}…"),
+        ("no such method", "error 'instance_error: no such method'"),
+        ({"code": "overloaded", "message": "later"}, "error 'overloaded: later'"),
+        ("x" * 500, f"error 'instance_error: {'x' * 63}…"),
+        ("\x1b[2J\n", r"error 'instance_error: \x1b[2J\n'"),
     ],
 )
 def test_rpc_error(error: object, why: str) -> None:

@@ -50,6 +50,20 @@ def test_what_matters_most_comes_first(config: Path) -> None:
     assert out.endswith("\nwarning_one: look at the log\n")
 
 
+def test_what_others_wrote_commands_no_terminal(config: Path) -> None:
+    """Neither an alert nor a silence, whatever it quotes; nor what this one was told to silence."""
+    found = [alert("a", "firing", summary="s\x1b[2J", hint="h\x1b[2J", labels={"l": "\x1b[2J"})]
+    silences = [{"alert": "*", "labels": {"x": "\x1b[3J"}, "until": 0.0, "comment": "c\x1b[3J\nd"}]
+    methods: dict[str, Any] = {"alerts": lambda: found, "silences": lambda: silences}
+    with answering(config, {**methods, "silence": lambda *_: None}):
+        _, out, _ = tcpgw("alerts", "-c", config)
+        _, silenced, _ = tcpgw("silence", "x", "--label", "a=\x1b\udcfc", "-c", config)
+    assert "\x1b" not in out + silenced
+    for text in (r"s\x1b[2J", r"a: h\x1b[2J", r"l=\x1b[2J", r"(x=\x1b[3J)", r": c\x1b[3J\nd"):
+        assert text in out
+    assert silenced.startswith(r"x (a=\x1b\udcfc) is silenced until ")
+
+
 def test_none_is_said(config: Path) -> None:
     """Programs get an empty array."""
     with answering(config, {"alerts": list, "silences": list}):

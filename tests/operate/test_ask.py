@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tcpgw.app.control import RefusedError
 from tests.support.command import tcpgw
 from tests.support.control import answering
 
@@ -32,6 +33,16 @@ def test_an_older_gateway_is_no_riddle(config: Path, command: list[str]) -> None
         code, out, err = tcpgw(*command, "-c", config)
     assert (code, out) == (1, "")
     assert "of an older version than this command: `tcpgw upgrade` replaces it" in err
+
+
+def test_an_error_commands_no_terminal(config: Path) -> None:
+    """Whatever it quotes; it may have several lines."""
+
+    def refuse() -> None:
+        raise RefusedError("a\x1b[2J\nb")
+
+    with answering(config, {"reload": refuse}):
+        assert tcpgw("reload", "-c", config) == (2, "", "a\\x1b[2J\nb\n")
 
 
 @pytest.mark.parametrize("command", ASKING, ids=lambda command: command[0])

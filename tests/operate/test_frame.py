@@ -157,3 +157,15 @@ def test_many_of_everything_still_fit() -> None:
     assert [line for line in found if line.startswith("…")] == [
         "… and 38 more", "… and 48 more", "… and 26 more", "… and 31 more", "… and 995 more"
     ]  # fmt: skip
+
+
+def test_nobody_who_is_shown_commands_the_terminal() -> None:
+    """Neither an instance, by why its checks fail, nor a cloud, nor who wrote an alert."""
+    view = changed(clouds=[{**VIEW["clouds"][0], "name": "\x1b[7m", "paused": 5.0}])
+    view["services"][0]["endpoints"][0]["why"] = "\x1b[2Jall\nis well"
+    view["services"][0]["discovery"]["last_error"] = "\x1b[3J"
+    view["alerts"][0]["summary"] = "\x1b[4m"
+    shown = "\n".join(lines(view, width=250, height=None, stale="\x1b[5m"))
+    assert "\x1b" not in shown
+    for text in (r"\x1b[2Jall\nis well", r"\x1b[3J", r"\x1b[4m", r"\x1b[5m", r"\x1b[7m"):
+        assert text in shown

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from tcpgw.operate.grid import Column, grid
+from tcpgw.operate.grid import Column, grid, shown
 
 COLUMNS = (
     Column("name", left=True),
@@ -55,6 +55,18 @@ def test_all_is_there_where_there_is_room() -> None:
 def test_whole_columns_are_left_out(width: int, titles: str, first: str) -> None:
     """The least important first; a text is cut short as long as something of it is seen."""
     assert lines(width)[:2] == [titles, first]
+
+
+def test_a_row_is_one_line_that_commands_nothing() -> None:
+    """Whatever its cells have, they are as wide as what is seen of them, and keep their style."""
+    console = Console(width=40, color_system=None)
+    with console.capture() as captured:
+        console.print(grid(COLUMNS[:2], [("a\x1b[2J\n", Text("\x1b", style="red"))], 40))
+    assert [line.split() for line in captured.get().splitlines()] == [
+        ["name", "rate"],
+        [r"a\x1b[2J\n", r"\x1b"],
+    ]
+    assert (shown(Text("\x1b", style="red")).style, shown("\x1b").plain) == ("red", r"\x1b")
 
 
 def test_what_says_nothing_takes_no_place() -> None:
