@@ -170,7 +170,7 @@ class Traces:
         async def both(worker: WorkerProcess) -> None:
             now = time.monotonic()
             for name, trace in self._traces.items():
-                if not trace.over:
+                if not trace.ending.is_set():
                     worker.tell("trace_begin", name, trace.network, trace.ends - now)
             await attend(worker)
 
@@ -211,6 +211,7 @@ class Traces:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, self._patience)):
                     await trace.ending.wait()
+        trace.ending.set()  # who comes while the others are told is not to begin
         await self._tell("trace_end", name)
         trace.over = True
         trace.news.set()

@@ -21,6 +21,9 @@ class Played:
     def __init__(self, slot: int, *, accepts: bool = True, dies: bool = False) -> None:
         self.slot, self.pid = slot, 100 + slot
         self.accepting = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked: list[str] = []
         self.heard: list[tuple[Any, ...]] = []
         self._dies = dies
         if accepts:
@@ -28,6 +31,8 @@ class Played:
 
     async def call(self, *said: Any, timeout: float) -> None:  # noqa: ASYNC109 - the interface's
         assert timeout > 0
+        self.asked.append(said[0])
+        await self.answers.wait()
         if self._dies:
             raise ConnectError("it is gone")
         self.heard.append(said)
@@ -99,6 +104,27 @@ async def test_a_new_worker_is_told_before_it_accepts(make: MakeBed) -> None:
     assert begin[:3] == ("trace_begin", name, "fd00::/8")
     assert 50 < begin[3] <= 60
     assert attended == ("attended",)
+
+
+@pytest.mark.parametrize("seconds", [60, 0.01])
+async def test_a_worker_that_comes_at_its_end_is_not_told(make: MakeBed, seconds: float) -> None:
+    """Nobody would tell it that the trace is over, whether that was asked for or its time is up."""
+    slow = Played(1)
+    bed = make(slow)
+    name = await bed.traces.begin("10.0.0.0/8", seconds)
+    slow.answers.clear()
+    if seconds == 60:
+        await bed.traces.end(name)
+    await until(lambda: slow.asked[-1] == "trace_end")
+    new = Played(2, accepts=False)
+    await bed.traces.first_of(nothing)(cast("WorkerProcess", new))
+    slow.answers.set()
+    assert await bed.next(name) == ([], True)
+    assert new.heard == []
+
+
+async def nothing(_: WorkerProcess) -> None:
+    pass
 
 
 async def test_events_come_in_order_with_whose_they_are(make: MakeBed) -> None:
