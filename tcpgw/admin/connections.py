@@ -1,10 +1,12 @@
 """How many may be connected to the admin server, and who makes room.
 
-At the bound the one that has asked for nothing for longest goes, so that who only holds connections keeps
-nobody out. Where all wait for answers, whoever comes is told to try again.
+At the bound one goes that waits for no answer: the oldest of those that never had any, so that who only holds
+connections keeps nobody out, else the one whose last answer is longest ago. Where all wait, whoever comes is
+told to try again.
 """
 
 import asyncio
+from itertools import chain
 from typing import cast
 
 from aiohttp import web
@@ -27,12 +29,16 @@ class Connections:
 
     def __init__(self) -> None:
         self._asking: set[web.RequestHandler] = set()
+        # Those that had one, the one whose last is longest ago first.
+        self._answered: dict[web.RequestHandler, None] = {}
 
     def __call__(self) -> asyncio.Protocol:
         # The oldest first; those that were let go are listed until the loop has closed them.
-        there = [one for one in self.server.connections if one.transport is not None]
+        there = dict.fromkeys(one for one in self.server.connections if one.transport is not None)
+        self._answered = dict.fromkeys(one for one in self._answered if one in there)
         if len(there) >= MOST:
-            silent = next((one for one in there if one not in self._asking), None)
+            never = (one for one in there if one not in self._answered)
+            silent = next((one for one in chain(never, self._answered) if one not in self._asking), None)
             if silent is None:
                 return _Excess()
             silent.force_close()
@@ -46,6 +52,8 @@ class Connections:
             return await handler(request)
         finally:
             self._asking.discard(request.protocol)
+            self._answered.pop(request.protocol, None)
+            self._answered[request.protocol] = None  # the last one now
 
 
 class _Excess(asyncio.Protocol):

@@ -171,7 +171,7 @@ async def test_nonsense_is_refused(
 async def test_who_only_holds_connections_keeps_nobody_out(
     http: ClientSession, source: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that has asked for nothing for longest makes room."""
+    """The oldest that has asked for nothing makes room."""
     monkeypatch.setattr(connections, "MOST", 3)
     async with served(source) as base:
         held = [await raw(base, "GET ") for _ in range(3)]
@@ -181,6 +181,38 @@ async def test_who_only_holds_connections_keeps_nobody_out(
         for _, writer in held[1:]:
             assert not writer.is_closing()
             writer.close()
+
+
+async def test_who_had_an_answer_stays_before_who_had_none(
+    source: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is connected already; among those that had one, who asked last stays longest."""
+    monkeypatch.setattr(connections, "MOST", 3)
+    async with served(source) as base:
+        scraper, page = [await raw(base, PROBE) for _ in range(2)]
+        for reader, _ in (scraper, page):
+            await answered(reader)
+        silent, last = [await raw(base, "") for _ in range(2)]
+        assert await gone(*silent) == b""
+        last[1].write(PROBE.encode())
+        await answered(last[0])
+        scraper[1].write(PROBE.encode())
+        await answered(scraper[0])
+        _, another = await raw(base, "")
+        assert await gone(*page) == b""
+        for reader, writer in (scraper, last):
+            writer.write(PROBE.encode())
+            await answered(reader)
+            writer.close()
+        another.close()
+
+
+PROBE = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def answered(reader: asyncio.StreamReader) -> None:
+    async with asyncio.timeout(5):
+        assert (await reader.readuntil(b"}")).endswith(b'{"status":"ok"}')
 
 
 async def test_who_waits_for_an_answer_stays(
