@@ -18,6 +18,7 @@ from tcpgw.app.background import Background, first
 from tcpgw.app.control import controlled, refuse_second
 from tcpgw.app.sockets import lent
 from tcpgw.app.supervisor import Supervisor
+from tcpgw.app.view import View
 from tcpgw.config import schema
 from tcpgw.config.load import load, shown
 from tcpgw.errors import ConfigError, TcpgwError
@@ -128,6 +129,17 @@ class EndingError(TcpgwError):
         super().__init__("this gateway is ending, and takes no changes any more")
 
 
+class NoFiguresError(TcpgwError):
+    """The gateway has not looked at itself yet, or not with success."""
+
+    retry_safe = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there are no figures yet: ask again in a second; where there never are, see the log"
+        )
+
+
 class Operation:
     """What operators ask a running gateway for, by signals or commands. One change at a time.
 
@@ -150,7 +162,7 @@ class Operation:
             "drain": self._in_turn(overrides.drain),
             "undrain": self._in_turn(overrides.undrain),
             "weight": self._in_turn(overrides.weight),
-            "view": _at_once(supervisor.monitor.view),
+            "view": self._view,
             "charts": _at_once(supervisor.monitor.charts),
             "alerts": _at_once(supervisor.alerting.alerts),
             "silences": _at_once(supervisor.alerting.silences),
@@ -174,6 +186,13 @@ class Operation:
         """Take no changes any more, and give up the one that is being made. Idempotent."""
         self._ending = True
         await self._background.close()
+
+    async def _view(self) -> View:
+        """As `Monitor.view`. Raises NoFiguresError where there is none."""
+        view = self._supervisor.monitor.view()
+        if view is None:
+            raise NoFiguresError
+        return view
 
     def _signalled(self, change: Callable[[], Awaitable[object]]) -> None:
         async def asked() -> None:

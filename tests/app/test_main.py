@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from tcpgw.app.main import EndingError, Operation
+from tcpgw.app.main import EndingError, NoFiguresError, Operation
 from tcpgw.process.notify import Notifier
 
 
@@ -14,7 +14,7 @@ async def nothing() -> None:
     pass
 
 
-def operation(done: list[Any]) -> Operation:
+def operation(done: list[Any], view: Any = None) -> Operation:
     async def drain(endpoint: str, service: str | None = None) -> str:
         done.append((endpoint, service))
         await asyncio.sleep(0)
@@ -22,13 +22,13 @@ def operation(done: list[Any]) -> Operation:
         return "drained"
 
     overrides = SimpleNamespace(drain=drain, undrain=drain, weight=drain)
-    names = ("view", "charts", "alerts", "silences", "silence", "unsilence")
+    names = ("alerts", "silences", "silence", "unsilence")
     figures = SimpleNamespace(**dict.fromkeys(names, nothing))
     supervisor = SimpleNamespace(
         overrides=overrides,
         status=nothing,
         connections=nothing,
-        monitor=figures,
+        monitor=SimpleNamespace(view=lambda: view, charts=nothing),
         alerting=figures,
         traces=SimpleNamespace(begin=nothing, next=nothing, end=nothing),
     )
@@ -62,3 +62,10 @@ async def test_what_a_successor_would_not_know_is_refused() -> None:
     with pytest.raises(EndingError):
         await made.methods["drain"]("a")
     assert done == []
+
+
+async def test_a_view_is_one_or_an_error() -> None:
+    """Whoever asks before the first look, or while none succeeds, is to ask again."""
+    with pytest.raises(NoFiguresError, match="ask again in a second"):
+        await operation([]).methods["view"]()
+    assert await operation([], {"at": 1}).methods["view"]() == {"at": 1}
