@@ -20,7 +20,7 @@ from tcpgw.pool import Pool
 
 Event = dict[str, Any]
 """Plain values: `at` (Unix time), `event`, and of a connection `after` (seconds since its accept),
-`listener`, `id` (as in the log) and `client`, of a request its number there; the rest is the event's own."""
+`listener`, `conn` (as in the log) and `client`, of a request its number there; the rest is its own."""
 
 MOST_EVENTS = 2000
 """Of a trace, that wait: ten times what the connections of a tenth of a second come to, so that a drain of
@@ -31,6 +31,8 @@ core each."""
 
 # Of a text and of a list: what clients say of themselves (names in a certificate) is as long as they like.
 _LONGEST_TEXT, _LONGEST_LIST = 300, 16
+# Stands where there was more, in tables as a name.
+_CUT = "…"
 # Candidates that are named: more than are tried.
 _NAMED = 8
 
@@ -208,7 +210,9 @@ def told_candidates(
 ) -> Iterator[Endpoint]:
     """Tell where a key belongs while all is well, and the order in force now; return `candidates` anew.
 
-    They are not asked for once more, as that may use up somebody's turn. `fields` are told with it.
+    They are not asked for once more, as that may use up somebody's turn. So who is at its bound, and
+    whose turn it is to prove itself, is decided for the first of them now, not as each is tried. `fields` are
+    told with it.
     """
     first = list(islice(candidates, _NAMED))
     home = pool.tables.home(position) if pool.tables is not None else None
@@ -239,11 +243,15 @@ def _plain(value: object) -> object:
         case None | bool() | int() | float():
             return value
         case Mapping():
-            return {str(key): _plain(one) for key, one in list(value.items())[:_LONGEST_LIST]}
+            told = {str(key): _plain(one) for key, one in islice(value.items(), _LONGEST_LIST)}
+            more = len(value) - len(told)
+            return told | {_CUT: f"{more} more"} if more else told
         case list() | tuple() if not isinstance(value, Endpoint):
-            return [_plain(one) for one in value[:_LONGEST_LIST]]
+            listed = [_plain(one) for one in value[:_LONGEST_LIST]]
+            more = len(value) - len(listed)
+            return [*listed, f"{_CUT} {more} more"] if more else listed
     text = str(value)
     if len(text) > _LONGEST_TEXT:
-        text = f"{text[:_LONGEST_TEXT]}…"
+        text = f"{text[:_LONGEST_TEXT]}{_CUT}"
     # Half of a surrogate pair, which a client's text may have, can be sent to nobody.
     return text.encode(errors="replace").decode()

@@ -81,6 +81,22 @@ def test_values_are_plain_and_short() -> None:
     assert len(json.dumps(event)) < 1000
 
 
+def test_what_is_left_out_of_a_value_is_counted() -> None:
+    """At the end of a list and of a table; nothing is, where all of it stands there."""
+    bed = Bed()
+    bed.begin()
+    trace = bed.follow()
+    assert trace is not None
+    names = [f"n{number}" for number in range(16)]
+    split = dict.fromkeys(names, 1)
+    trace.add("x", names=names, split=split)
+    trace.add("y", names=[*names, "a", "b"], split=dict.fromkeys([*names, "a"], 1))
+    _, x, y = bed.tracer.take()["t"]
+    assert (x["names"], x["split"]) == (names, split)
+    assert y["names"] == [*names, "… 2 more"]
+    assert y["split"] == {**split, "…": "1 more"}
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
