@@ -3,18 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
-
-from pydantic import TypeAdapter
+from ipaddress import ip_network
 
 from tcpgw.app.background import Background
-from tcpgw.config.values import Network
 from tcpgw.relay.tracing import Event, Tracer
 
 # Seconds between two words of it to the supervisor: whoever looks sees no delay, and a word has many events.
 _EVERY = 0.1
-
-_NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
 
 
 class Traced:
@@ -42,7 +37,7 @@ class Traced:
 
     def begin(self, name: str, network: str, seconds: float) -> None:
         """As `Tracer.begin`."""
-        self._tracer.begin(name, _NETWORK.validate_python(network), seconds)
+        self._tracer.begin(name, ip_network(network), seconds)
         self._use(self._tracer)
         if self._telling is None or self._telling.done():
             self._telling = self._background.start(self._tell_on(), "tracing")

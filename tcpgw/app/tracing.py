@@ -47,6 +47,14 @@ _NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
 Attend = Callable[[WorkerProcess], Awaitable[None]]
 
 
+def network_of(value: Any) -> str:
+    """Return a network as workers are told it. Raises RefusedError where it is none that a file may have."""
+    try:
+        return str(_NETWORK.validate_python(value))
+    except ValidationError as exc:
+        raise RefusedError(str(exc.errors()[0]["ctx"]["error"])) from None
+
+
 class _Trace:
     """One trace. `asking` are the questions that wait."""
 
@@ -115,10 +123,7 @@ class Traces:
 
         Raises RefusedError where it is none, or too long, or too many run.
         """
-        try:
-            network = str(_NETWORK.validate_python(network))
-        except ValidationError as exc:
-            raise RefusedError(str(exc.errors()[0]["ctx"]["error"])) from None
+        network = network_of(network)
         if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
             raise RefusedError(f"a trace takes more than 0 and at most {LONGEST:g} s, not {seconds!r}")
         if len(self._traces) >= MOST_TRACES:

@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvloop
-from pydantic import TypeAdapter, ValidationError
 
 from tcpgw import terminal
 from tcpgw.app.background import first
-from tcpgw.app.tracing import LONGEST
+from tcpgw.app.control import RefusedError
+from tcpgw.app.tracing import LONGEST, network_of
 from tcpgw.client import Client
-from tcpgw.config.values import Network
 from tcpgw.errors import ConnectError, TcpgwError
 from tcpgw.operate.ask import AskError, ConfigFile, answered, asking
 from tcpgw.operate.options import duration
@@ -25,14 +24,13 @@ from tcpgw.process.signals import Ending, ending
 _PATIENCE = 10.0
 # Seconds in which the gateway is told that nobody looks any more; else it finds that out by itself.
 _PARTING = 1.0
-_NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
 
 
 def _network(text: str) -> str:
     try:
-        return str(_NETWORK.validate_python(text))
-    except ValidationError as exc:
-        raise typer.BadParameter(str(exc.errors()[0]["ctx"]["error"])) from None
+        return network_of(text)
+    except RefusedError as exc:
+        raise typer.BadParameter(str(exc)) from None
 
 
 def _length(text: str) -> float:
