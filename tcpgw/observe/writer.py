@@ -53,6 +53,7 @@ class LineWriter:
         # Not Queue: SimpleQueue.put cannot deadlock when a finaliser logs in the middle of another put.
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._dropped = 0  # ever; several threads add to it, and a count lost between them would harm nobody
+        self._torn = False  # the last line that was written has no end
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -98,12 +99,17 @@ class LineWriter:
 
     def _write_out(self, lines: list[str]) -> int:
         """Write the lines; return how many were not: nobody reads them any more, or the disk is full."""
-        rest = memoryview("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+        whole = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+        rest = memoryview(whole)
         try:
             with self._turn():
+                while self._torn:  # or the first of these would be lost in it
+                    self._torn = not self._write_some(memoryview(b"\n"))
                 while rest:
                     rest = rest[self._write_some(rest) :]
         except OSError:
+            if written := whole[: len(whole) - len(rest)]:
+                self._torn = not written.endswith(b"\n")
             return bytes(rest).count(b"\n")
         return 0
 

@@ -249,3 +249,41 @@ def test_a_reader_that_left_costs_its_lines_only(tmp_path: Path) -> None:
     assert told >= 2
     assert heard.count("line") >= 1
     assert heard.count("line") + told == written + 1
+
+
+# A disk that is full in the midst of the third line, and has room again once a loss is told of.
+FULL_DISK = """
+import resource, threading
+from tcpgw.observe.writer import LineWriter
+
+most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+told = threading.Event()
+
+def report(count):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    told.set()
+    return f"dropped {count}"
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (12, most))
+lines = LineWriter(2, report)
+written = 0
+while not told.wait(0.02):
+    lines.write("line")
+    written += 1
+lines.write("last")
+lines.close()
+print(written)
+"""
+
+
+def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
+    """Where a disk was full in the midst of a line, that one counts as dropped and the next are whole."""
+    with (tmp_path / "log").open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", FULL_DISK], stdout=subprocess.PIPE, stderr=file, check=True, timeout=20
+        )
+    heard = (tmp_path / "log").read_text().splitlines()
+    (told,) = [int(line.removeprefix("dropped ")) for line in heard if line.startswith("dropped")]
+    assert heard[:3] == ["line", "line", "li"]
+    assert heard.count("line") + told == int(done.stdout)
+    assert heard[-1] == "last"
