@@ -24,10 +24,9 @@ Render = Callable[[Any, str, EventDict], str]  # a structlog processor
 MAX_TEXT = 2048
 # Characters of a line: journald parts lines at 48 KiB (LineMax=), and a pipe holds 64 KiB.
 MAX_LINE = 32 * 1024
-# Characters of a traceback, the last ones: its end says what was wrong.
-_MAX_TRACE = 8 * MAX_TEXT
-# Characters of a text, and entries of a list or table, at first and where the line is still too long.
-_CUTS = ((MAX_TEXT, 500), (128, 20))
+# Characters of a text, entries of a list or table, and characters of a traceback, at first and where the line
+# is still too long. Of a traceback the last ones: its end says what was wrong. Each can be twelve in ASCII.
+_CUTS = ((MAX_TEXT, 500, 8 * MAX_TEXT), (128, 20, MAX_TEXT))
 
 
 def renderer(format_: Format, fd: int) -> Render:
@@ -80,8 +79,11 @@ def _encodable(value: object) -> object:
 
 def _bounded(line: EventDict) -> EventDict:
     """Cut what is too long, so that the line's JSON has at most MAX_LINE characters."""
-    for most, entries in _CUTS:
-        cut = {key: _cut_at_top(key, value, most, entries) for key, value in line.items()}
+    for most, entries, trace in _CUTS:
+        cut = {
+            key: _cut_trace(value, trace) if key == "exception" else _cut(value, most, entries)
+            for key, value in line.items()
+        }
         if len(_dump(cut)) <= MAX_LINE:
             return cut
     kept: EventDict = {}
@@ -94,10 +96,10 @@ def _bounded(line: EventDict) -> EventDict:
     return {**kept, "left_out": len(cut) - len(kept)}
 
 
-def _cut_at_top(key: str, value: Any, most: int, entries: int) -> Any:
-    if key == "exception" and isinstance(value, str) and len(value) > _MAX_TRACE:
-        return f"({len(value) - _MAX_TRACE} more) ...{value[-_MAX_TRACE:]}"
-    return value if key == "exception" else _cut(value, most, entries)
+def _cut_trace(value: Any, most: int) -> Any:
+    if isinstance(value, str) and len(value) > most:
+        return f"({len(value) - most} more) ...{value[-most:]}"
+    return value
 
 
 def _cut(value: Any, most: int, entries: int) -> Any:

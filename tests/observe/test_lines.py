@@ -244,3 +244,14 @@ def test_of_a_long_traceback_the_end_is_shown() -> None:
     except ConnectionError:
         line = rendered(exc_info=True)
     assert re.fullmatch(r"\(\d+ more\) \.\.\.x{16000,}, the end, 7", line["exception"])
+
+
+@pytest.mark.parametrize("letter", ["模", "\U0001f525"])
+def test_of_a_traceback_in_any_script_the_end_is_shown(letter: str) -> None:
+    """Less of it where its characters are longer in ASCII, but as with others there is what was wrong."""
+    try:
+        fail(f"{letter * 100_000}, the end")
+    except ConnectionError:
+        line = rendered(exc_info=True)
+    assert re.fullmatch(rf"\(\d+ more\) \.\.\.{letter}{{2000,}}, the end, 7", line["exception"])
+    assert "left_out" not in line
