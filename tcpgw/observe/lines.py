@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import islice
+from textwrap import indent
 from typing import Any, Literal
 
 import orjson
@@ -138,12 +139,17 @@ def _console(*, colors: bool) -> Render:
 def _visible(key: str, value: object) -> object:
     """Escape what a terminal would obey: nobody's bytes move the operator's cursor, or begin a line.
 
-    What is nested is shown by `repr`, which does the same.
+    What is nested is shown by `repr`, which does the same. Lines of a traceback are set in instead.
     """
-    if not isinstance(value, str) or value.isprintable():
+    if not isinstance(value, str):
         return value
-    kept = "\n\t" if key == "exception" else ""
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in value)
+    if key == "exception":
+        return indent(_escaped(value, but="\n\t"), "    ")
+    return value if value.isprintable() else _escaped(value)
+
+
+def _escaped(text: str, but: str = "") -> str:
+    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text)
 
 
 # Types that every renderer prints as they are. Exact types: an Endpoint is a tuple, but stands as its text.

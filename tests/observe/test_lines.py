@@ -143,9 +143,22 @@ def test_a_traceback_on_the_console_shows_no_variables(pipe: Pipe) -> None:
         except ConnectionError:
             log.exception("check_failed")
     text = pipe.text()
-    assert "\nConnectionError: no route\\x1b[2J, 7\n" in text
+    assert "\n    ConnectionError: no route\\x1b[2J, 7\n" in text
     assert "hunter2" not in text
     assert "\x1b" not in text
+
+
+def test_on_the_console_nothing_of_an_error_begins_a_line(pipe: Pipe) -> None:
+    """A text with line breaks in it cannot pass for another event."""
+    forged = "2026-11-28T20:52:00.446Z [info     ] ready"
+    with logs.configured("console", "info", pipe.writer):
+        try:
+            fail(f"no route\n{forged}")
+        except ConnectionError:
+            log.exception("check_failed")
+    lines = pipe.text().splitlines()
+    assert [line.strip() for line in lines if forged in line] == [f"{forged}, 7"]
+    assert all(line.startswith("    ") for line in lines[1:])
 
 
 def test_secrets_are_masked(pipe: Pipe) -> None:
