@@ -10,8 +10,8 @@ from collections.abc import Callable
 from aiohttp import web
 
 from tcpgw.admin.encoding import encoded
-from tcpgw.admin.faults import Faults
 from tcpgw.admin.source import Json, Source
+from tcpgw.observe.faults import Faults
 
 # Browsers allow six connections to a server and people have few screens; each costs an encoded view a second.
 MOST = 32

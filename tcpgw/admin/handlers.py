@@ -13,11 +13,11 @@ from tcpgw.admin.actions import ACTIONS, BadRequestError, Nothing, read
 from tcpgw.admin.assets import Asset
 from tcpgw.admin.encoding import encoded
 from tcpgw.admin.events import Events
-from tcpgw.admin.faults import Faults
 from tcpgw.admin.guard import Asked, Guard, Need, Refused
 from tcpgw.admin.sessions import LASTS
 from tcpgw.admin.source import Source
 from tcpgw.config.admin import Admin
+from tcpgw.observe.faults import Faults
 
 log = structlog.get_logger()
 

@@ -17,12 +17,12 @@ from aiohttp import web
 from tcpgw.admin import assets
 from tcpgw.admin.actions import BadRequestError
 from tcpgw.admin.connections import Connections
-from tcpgw.admin.faults import Faults
 from tcpgw.admin.guard import Guard, Refused
 from tcpgw.admin.handlers import Handler, Handlers, json_error
 from tcpgw.admin.source import Source
 from tcpgw.config.admin import Admin
 from tcpgw.errors import TcpgwError
+from tcpgw.observe.faults import Faults
 
 # Seconds, above the 15 between two questions of Prometheus.
 _IDLE = 20.0

@@ -1,25 +1,15 @@
 """How many lines a second may tell of clients: these decide how much there is to tell."""
 
-import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
+
+from tcpgw.observe.later import Later, Timer, later
 
 # Seconds from the first line that is left out until it is said how many were.
 _SAY_AFTER = 10.0
 # Part of the lines that is kept for those that matter more.
 _KEPT = 4
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-Later = Callable[[float, Callable[[], None]], Timer]
-
-
-def _later(seconds: float, what: Callable[[], None]) -> Timer:
-    return asyncio.get_running_loop().call_later(seconds, what)
 
 
 class LineLimit:
@@ -35,7 +25,7 @@ class LineLimit:
         say: Callable[..., Any],
         *,
         clock: Callable[[], float] = time.monotonic,
-        later: Later = _later,
+        later: Later = later,
     ) -> None:
         self._setting = setting
         self._say = say
