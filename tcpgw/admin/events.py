@@ -52,7 +52,7 @@ class Events:
         except (TimeoutError, ConnectionError):
             _abort(request)
         except Exception as exc:  # noqa: BLE001 - the server would begin an answer in the middle of this one
-            self._faults.add(exc, request.path)
+            self._faults.add(exc, path=request.path)
             _abort(request)
         finally:
             self._subscribers -= 1

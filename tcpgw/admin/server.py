@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import cast
 
+import structlog
 from aiohttp import web
 
 from tcpgw.admin import assets
@@ -23,6 +24,8 @@ from tcpgw.admin.source import Source
 from tcpgw.config.admin import Admin
 from tcpgw.errors import TcpgwError
 from tcpgw.observe.faults import Faults
+
+log = structlog.get_logger()
 
 # Seconds, above the 15 between two questions of Prometheus.
 _IDLE = 20.0
@@ -58,7 +61,7 @@ class AdminServer:
         self._settings = settings
         self._source = source
         self._guard = Guard(settings, clock)
-        self._faults = Faults(clock)
+        self._faults = Faults("admin_failed", log.error, clock=clock)
 
     @contextlib.asynccontextmanager
     async def serving(self, sock: socket.socket) -> AsyncIterator[None]:
@@ -92,6 +95,7 @@ class AdminServer:
         finally:
             over.set()
             await runner.cleanup()
+            self._faults.tell()
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -129,7 +133,7 @@ class AdminServer:
         except ConnectionError:
             raise
         except Exception as exc:  # noqa: BLE001 - told of as often as is good
-            self._faults.add(exc, request.path)
+            self._faults.add(exc, path=request.path)
             return json_error(500, "a fault of the gateway's: its log has the details")
 
 

@@ -1,38 +1,14 @@
 """How many lines are let through, by a clock and a timer that the test moves."""
 
-from collections.abc import Callable
-
 from tcpgw.relay.line_limit import LineLimit
-
-
-class Time:
-    """What a LineLimit knows of the time."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.due: tuple[float, Callable[[], None]] | None = None
-
-    def later(self, seconds: float, what: Callable[[], None]) -> "Time":
-        assert self.due is None
-        self.due = self.now + seconds, what
-        return self
-
-    def cancel(self) -> None:
-        self.due = None
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-        if self.due and self.due[0] <= self.now:
-            self.due[1]()
+from tests.support.timer import Time
 
 
 class Limited:
     def __init__(self, per_second: int) -> None:
         self.time = Time()
         self.said: list[dict[str, object]] = []
-        self.limit = LineLimit(
-            "key", per_second, self.say, clock=lambda: self.time.now, later=self.time.later
-        )
+        self.limit = LineLimit("key", per_second, self.say, clock=self.time.clock, later=self.time.later)
 
     def say(self, event: str, **fields: object) -> None:
         assert event == "log_lines_suppressed"
