@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from tcpgw.config.log import ConnectionLog
+from tcpgw.observe.faults import Faults
 from tcpgw.relay.line_limit import LineLimit
 from tcpgw.relay.reasons import Reason
 
@@ -42,7 +43,10 @@ class ConnectionLines:
 
     def __init__(self, settings: ConnectionLog | None) -> None:
         made = settings or ConnectionLog()
-        self._limit = LineLimit("gateway.log.connections.per_second", made.per_second, log.bind().warning)
+        say = log.bind()
+        self._limit = LineLimit("gateway.log.connections.per_second", made.per_second, say.warning)
+        self._faults = Faults("connection_error", say.error)
+        self._sweep_faults = Faults("connection_not_tended", say.error)
         self.change(settings)
 
     def change(self, settings: ConnectionLog | None) -> None:
@@ -62,6 +66,16 @@ class ConnectionLines:
     def close(self) -> None:
         """Tell what was not told yet. Idempotent."""
         self._limit.tell()
+        self._faults.tell()
+        self._sweep_faults.tell()
+
+    def failed(self, listener: str, connection: "Connection", fault: Exception) -> None:
+        """Tell of a fault of ours that ends a connection. Clients may know how to have it."""
+        self._faults.add(fault, listener=listener, conn=connection.id)
+
+    def not_tended(self, listener: str, connection: "Connection", fault: Exception) -> None:
+        """Tell of one that keeps a connection's time-outs from being looked at: it returns with each look."""
+        self._sweep_faults.add(fault, listener=listener, conn=connection.id)
 
     def opened(self, log: Any, connection: "Connection", unknown: Facts) -> None:
         """Tell that a connection has a session now."""

@@ -289,9 +289,9 @@ class Listener:
             # Strangers can do that as often as they like; a trusted source that does is worth a line each.
             reason, error = Reason.CLIENT_RESET, str(exc)
             turned_away = guard.talks and not admitted
-        except Exception:  # noqa: BLE001 - a bug that one connection meets must not end the others
+        except Exception as exc:  # noqa: BLE001 - a bug that one connection meets must not end the others
             reason = Reason.INTERNAL
-            self._log.exception("connection_error", conn=connection.id)
+            self._lines.failed(self.name, connection, exc)
         finally:
             connection.setup = None
             if connection.session is None:
@@ -333,8 +333,7 @@ class Listener:
                 try:
                     connection.session.tend(time.monotonic())
                 except Exception as exc:  # noqa: BLE001 - a fault in one must not end the time-outs of all
-                    context = {"message": f"connection {connection.id} was not tended", "exception": exc}
-                    self._loop.call_exception_handler(context)
+                    self._lines.not_tended(self.name, connection, exc)
                 if connection.id in self.connections:
                     self._look_at(connection, time.monotonic() + period)
                     self._lines.look(self._log, connection, self._plane.unknown, before, now)

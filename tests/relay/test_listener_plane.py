@@ -202,6 +202,26 @@ async def test_sessions_are_tended() -> None:
         assert began <= tended[0] < tended[1] < tended[2] < tended[3] <= time.monotonic()
 
 
+async def test_a_session_that_cannot_be_tended_does_not_flood_the_log() -> None:
+    """It is looked at again and again, and told of once for some time, with its traceback."""
+    times = 0
+
+    def fail(_: float) -> None:
+        nonlocal times
+        times += 1
+        raise RuntimeError("a bug")
+
+    plane = Plane(lambda session: setattr(session, "tend", fail))
+    plane.timeout = 0.08
+    plane.may_open.set()
+    async with listening(plane) as (listener, _, logs):
+        await until(lambda: times > 3)
+        assert listener.connections
+        (line,) = logs
+    assert (line["event"], line["listener"], line["conn"]) == ("connection_not_tended", "l", 1)
+    assert str(line["exc_info"]) == "a bug"
+
+
 async def test_a_drain_says_why() -> None:
     """Stages are counted by the cause that it is given, of every connection once."""
     plane = Plane()
