@@ -139,7 +139,8 @@ class RequestLines:
         """By chance, how many come before the next: to pass these over costs less than a draw for each."""
         if self._sample in (0, 1):
             return 0 if self._sample else inf
-        return int(math.log(1.0 - random.random()) / math.log1p(-self._sample))
+        gap = math.log(1.0 - random.random()) / math.log1p(-self._sample)
+        return gap if gap == inf else int(gap)  # a share may be as small as numbers get
 
 
 def _line(asked: Asked, seconds: float, outcome: str, count: int) -> dict[str, Any]:

@@ -176,6 +176,12 @@ def test_a_sample_is_of_requests(share: float) -> None:
     assert abs(drawn / share - asked) < 0.05 * asked
 
 
+def test_the_smallest_sample_there_is() -> None:
+    """Whatever the configuration takes as a share is one, though it comes to nothing."""
+    lines = RequestLines(RequestLog(sample=5e-324))
+    assert answered(lines, run(5), run(1), now=0.0) == []
+
+
 def test_a_sample_of_all() -> None:
     """Is each request."""
     lines = RequestLines(RequestLog(sample=1.0))
