@@ -1,5 +1,6 @@
 """How many lines a second may tell of clients: these decide how much there is to tell."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,10 +41,10 @@ class LineLimit:
     def change(self, per_second: int) -> None:
         """Let so many through from now on."""
         self._most = per_second
-        self._kept = per_second // _KEPT
+        self._kept = math.ceil(per_second / _KEPT) if per_second > 1 else 0
 
     def take(self, *, matters: bool) -> bool:
-        """Whether one more line may be written. What `matters` has a quarter for itself."""
+        """Whether one more line may be written. What `matters` has a quarter, rounded up, for itself."""
         now = self._clock()
         room = min(self._most, self._room + (now - self._at) * self._most)
         self._at = now

@@ -1,5 +1,7 @@
 """How many lines are let through, by a clock and a timer that the test moves."""
 
+import pytest
+
 from tcpgw.relay.line_limit import LineLimit
 from tests.support.timer import Time
 
@@ -37,6 +39,14 @@ def test_a_quarter_is_kept_for_what_matters() -> None:
         limited.time.advance(0.125)
         assert limited.take(100, matters=False) == 0
         assert limited.take(12) == 12
+
+
+@pytest.mark.parametrize("per_second", [2, 3, 4])
+def test_of_few_one_is_kept(per_second: int) -> None:
+    """What matters has its line, whatever the rest has used up."""
+    limited = Limited(per_second)
+    assert limited.take(10, matters=False) == per_second - 1
+    assert limited.take(10) == 1
 
 
 def test_one_a_second_is_let_through() -> None:
