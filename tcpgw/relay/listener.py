@@ -39,6 +39,8 @@ log = structlog.get_logger()
 
 # A quiet connection is found at the latest this share of its time-out late.
 _SWEEPS_PER_TIMEOUT = 8
+# Seconds between two sweeps that are made for the log alone: with 10,000 connections one takes 13 ms.
+_LOG_SWEEP = 1.0
 # Connections looked at in one turn of the loop: about a third of a millisecond.
 _SWEEP_BATCH = 256
 # Share of max_age by which connections differ, so that those that came together do not all return together.
@@ -320,7 +322,7 @@ class Listener:
             shortest = min(
                 settings.idle_timeout, settings.fin_timeout, settings.keepalive, settings.frame_timeout,
                 settings.max_age or inf, settings.limits.first_byte_timeout or inf, self._plane.timeout,
-                self._lines.every,
+                max(self._lines.every, _LOG_SWEEP * _SWEEPS_PER_TIMEOUT),
             )  # fmt: skip
             period = shortest / _SWEEPS_PER_TIMEOUT
             await asyncio.sleep(period)

@@ -206,7 +206,7 @@ async def test_a_connections_lines() -> None:
     assert still.keys() == {*known, "event", "age", "idle", "bytes_in", "bytes_out"}
     assert (still["bytes_in"], still["bytes_out"]) == (8, 0)
     assert 1 <= still["age"] < 2
-    assert 0.5 < still["idle"] <= still["age"]
+    assert 0 <= still["idle"] <= still["age"]
 
 
 async def test_a_client_that_cannot_be_served_was_never_open() -> None:

@@ -92,8 +92,10 @@ class Plane:
 
 
 @asynccontextmanager
-async def listening(plane: Plane, settings: str = "") -> AsyncIterator[tuple[Listener, Peer, list[Line]]]:
-    """A listener over `plane` with one client, and the closing lines; closed at the end."""
+async def listening(
+    plane: Plane, settings: str = "", **lines: object
+) -> AsyncIterator[tuple[Listener, Peer, list[Line]]]:
+    """A listener over `plane` with one client, and the lines about it; closed at the end."""
     text = f"""
         [[service]]
         name = "s"
@@ -107,7 +109,7 @@ async def listening(plane: Plane, settings: str = "") -> AsyncIterator[tuple[Lis
     made = loads(text, Path()).listener[0]
     with capture_logs() as logs:
         sock = bind_socket(made.bind, made.keepalive)
-        listener = Listener(made, (sock,), plane, lines=new_lines())
+        listener = Listener(made, (sock,), plane, lines=new_lines(**lines))
         listener.start()
         client = dial(sock.getsockname())
         await until(lambda: listener.accepted)
@@ -220,6 +222,16 @@ async def test_a_session_that_cannot_be_tended_does_not_flood_the_log() -> None:
         (line,) = logs
     assert (line["event"], line["listener"], line["conn"]) == ("connection_not_tended", "l", 1)
     assert str(line["exc_info"]) == "a bug"
+
+
+async def test_lines_about_open_connections_do_not_have_all_looked_at_too_often() -> None:
+    """Once a second at most: with many connections each look costs some of it."""
+    plane = Plane()
+    plane.may_open.set()
+    async with listening(plane, every=1.0) as (_, _, logs):
+        await until(lambda: logs)
+        assert logs[0]["event"] == "connection_open"
+        assert len(plane.sessions[0].tended) <= 3
 
 
 async def test_a_drain_says_why() -> None:
