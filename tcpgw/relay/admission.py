@@ -21,10 +21,11 @@ from tcpgw.errors import Code, ProtocolError
 from tcpgw.relay.conversation import Conversation, SecureConversation
 from tcpgw.relay.denials import DeniedError
 from tcpgw.relay.handshake import TlsHandshakeError, accept_tls
+from tcpgw.relay.lines import shown
 from tcpgw.relay.metering import Metered
 from tcpgw.relay.reasons import Reason
 from tcpgw.relay.session import Address, Connection, Plane, canonical
-from tcpgw.relay.tracing import Trace, Tracer, written
+from tcpgw.relay.tracing import Trace, Tracer
 from tcpgw.wire import client_hello, proxy_protocol
 from tcpgw.wire.greeting import Presented
 
@@ -320,8 +321,7 @@ def tell_denied(connection: Connection, why: DeniedError) -> None:
 def _tell_header(trace: Trace, connection: Connection, tlvs: Mapping[int, bytes]) -> None:
     names = [name for number, name in _TLVS.items() if number in tlvs]
     to = connection.destination
-    peer = written(connection.peer) if connection.peer else "unix"
-    trace.add("proxy_header", peer=peer, to=written(to) if to else None, tlvs=names)
+    trace.add("proxy_header", peer=shown(connection.peer), to=shown(to) if to else None, tlvs=names)
 
 
 def _told_grant(grant: Grant | None) -> dict[str, object]:
@@ -337,4 +337,4 @@ def _reached(connection: Connection) -> str:
         address = connection.socket.getsockname()
     except OSError:
         return ""
-    return written((canonical(address[0]), address[1])) if isinstance(address, tuple) else f"unix:{address}"
+    return shown((canonical(address[0]), address[1])) if isinstance(address, tuple) else f"unix:{address}"

@@ -390,13 +390,11 @@ class Listener:
             self._empty.set()
             self._stop_cutting()
         self._acceptor.resume()
+        moved = {"bytes_in": bytes_in, "bytes_out": bytes_out, "duration": round(duration, 6)}
         if connection.trace is not None:
-            figures = {"bytes_in": bytes_in, "bytes_out": bytes_out, "duration": round(duration, 6)}
-            facts = {**connection.facts, **(session.facts() if session else {}), **figures}
+            facts = {**connection.facts, **(session.facts() if session else {}), **moved}
             connection.trace.add("closed", reason=reason, **({"error": error} if error else {}), **facts)
         if turned_away:
             self._denials.add(reason, shown(connection.address), error, conn=connection.id)
         else:
-            moved = {"bytes_in": bytes_in, "bytes_out": bytes_out, "duration": round(duration, 6)}
-            end = End(reason, error, moved)
-            self._lines.closed(self._log, connection, session, self._plane.unknown, end)
+            self._lines.closed(self._log, connection, session, self._plane.unknown, End(reason, error, moved))

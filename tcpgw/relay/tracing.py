@@ -17,6 +17,7 @@ from tcpgw.access.cidr import Network, Networks
 from tcpgw.access.limits import Bucket, Rate
 from tcpgw.endpoints import Endpoint
 from tcpgw.pool import Pool
+from tcpgw.relay.lines import shown
 
 Event = dict[str, Any]
 """Plain values: `at` (Unix time), `event`, and of a connection `after` (seconds since its accept),
@@ -157,7 +158,7 @@ class Tracer:
             for watch in watches:
                 watch.missed += 1
             return None
-        who = {"listener": listener, "conn": id_, "client": written(address)}
+        who = {"listener": listener, "conn": id_, "client": shown(address)}
         began = self._wall() - (self._clock() - opened)
         trace = Trace(who, opened, began, self._clock, watches, self._requests)
         trace.add_past(0.0, "accepted", fields)
@@ -227,14 +228,8 @@ def key_told(key: str, position: int, address: tuple[str, int] | None) -> dict[s
     """
     told: dict[str, object] = {"key": key, "position": f"{position:#010x}"}
     if address is not None and key in {"source_ip", "source_ip_port"}:
-        told["value"] = address[0] if key == "source_ip" else written(address)
+        told["value"] = address[0] if key == "source_ip" else shown(address)
     return told
-
-
-def written(address: tuple[str, int]) -> str:
-    """An address as the log has it."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _plain(value: object) -> object:
