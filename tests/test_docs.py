@@ -20,6 +20,9 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _ALL_ON = Alerts(instances_below=InstancesBelow(threshold=2), p99_latency=P99Latency(threshold=1))
 _TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
+# How an event is logged.
+_SAYS = {"debug", "info", "warning", "error", "exception", "critical"}
+
 # What blocks that show a part only stand in.
 _CLOUD = """
 [cloud.modelarts]
@@ -94,6 +97,41 @@ def test_the_metrics_are_whole() -> None:
         for metric in ALL
     ]
     assert [row for row in rows if row not in text] == []
+
+
+def logged() -> tuple[set[str], set[str]]:
+    """The events that are given to a log in the gateway's code, and all texts in it: some get there later."""
+    events, texts = set[str](), set[str]()
+    for file in (ROOT / "tcpgw").rglob("*.py"):
+        if "service" in file.relative_to(ROOT).parts:  # a library of instances: its log is theirs
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(node.value)
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr=how, value=to), args=[ast.Constant(value=str(event)), *_]
+                ):
+                    if how in _SAYS and ast.unparse(to) in {"log", "self._log"}:
+                        events.add(event)
+    return events, texts
+
+
+def test_the_events_are_whole() -> None:
+    """Each that is logged stands in the lists of docs/logs.md, and each of these is logged."""
+    page = (ROOT / "docs" / "logs.md").read_text()
+    of_clients, of_gateway = (
+        re.split(rf"^## {heading}\n(.*?)^## ", page, flags=re.DOTALL | re.MULTILINE)[1]
+        for heading in ("Lines about clients", "Lines about the gateway")
+    )
+    listed = {
+        *re.findall(r"^\| `(\w+)` \| (?:info|warning|error)", of_clients, re.MULTILINE),
+        *re.findall(r"`(\w+)`", "".join(re.findall(r"^\| \w.*", of_gateway, re.MULTILINE))),
+    }
+    events, texts = logged()
+    assert len(events) > 50
+    assert events - listed == set()
+    assert listed - texts == set()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.key)
