@@ -156,9 +156,15 @@ class Handlers:
         async def handle(request: web.Request) -> web.Response:
             body = await _read(request, kind)
             said = body.model_dump(mode="json", exclude_defaults=True)
-            log.info("admin_action", action=name, by=request[_BY], source=request.remote or "unix", **said)
-            async with asyncio.timeout(_ACTION):
-                return _json({"result": await perform(self._source, body)})
+            told = log.bind(action=name, by=request[_BY], source=request.remote or "unix", **said)
+            try:
+                async with asyncio.timeout(_ACTION):
+                    result = await perform(self._source, body)
+            except BaseException as exc:
+                told.warning("admin_action", error=_why(exc))
+                raise
+            told.info("admin_action")
+            return _json({"result": result})
 
         return handle
 
@@ -185,6 +191,16 @@ async def _read(request: web.Request, kind: type[Nothing]) -> Any:
     if body and request.content_type != "application/json":
         raise BadRequestError("send the body with Content-Type: application/json")
     return read(kind, body)
+
+
+def _why(exc: BaseException) -> str:
+    """What an action came to that did not return."""
+    match exc:
+        case TimeoutError():
+            return f"not done in {_ACTION:g} s, but it may still be"
+        case asyncio.CancelledError():  # as by a reload that opens this server anew
+            return "the connection ended before it was done, but it may still be"
+    return str(exc) or type(exc).__name__
 
 
 def _json(value: Any) -> web.Response:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, UnixConnector
+from aiohttp import ClientError, ClientSession, UnixConnector
 from structlog.testing import capture_logs
 
 from tcpgw.admin import handlers, server
@@ -228,9 +228,13 @@ async def test_an_action_is_done(http: ClientSession, source: Pretended, case: s
     body, done = ACTIONS[case]
     name = done[0]
     async with served(source, settings(token=TOKEN)) as base:
-        status, said = await answer(http, "POST", f"{base}/actions/{name}", json=body, headers=BEARER)
+        with capture_logs() as logs:
+            status, said = await answer(http, "POST", f"{base}/actions/{name}", json=body, headers=BEARER)
     assert (status, list(said)) == (200, ["result"])
     assert source.done == [done]
+    (line,) = logs
+    assert (line["event"], line["log_level"], line["action"]) == ("admin_action", "info", name)
+    assert (line["by"], line["source"]) == ("token", "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -280,12 +284,43 @@ async def test_bodies_that_are_no_json(http: ClientSession, source: Pretended) -
 async def test_an_action_that_cannot_be_done(
     http: ClientSession, source: Pretended, monkeypatch: pytest.MonkeyPatch, blame: str, status: int
 ) -> None:
-    """Its error is the answer, with whose fault it is."""
+    """Its error is the answer, with whose fault it is, and in the log, where nobody takes it for done."""
     monkeypatch.setattr(UnknownEndpointError, "blame", blame)
     source.error = UnknownEndpointError("no service has 10.0.1.11:8080")
     async with served(source, settings(token=TOKEN)) as base:
-        said = await answer(http, "POST", f"{base}/actions/drain", json=DRAIN, headers=BEARER)
+        with capture_logs() as logs:
+            said = await answer(http, "POST", f"{base}/actions/drain", json=DRAIN, headers=BEARER)
     assert said == (status, {"error": "no service has 10.0.1.11:8080"})
+    (line,) = logs
+    assert (line["event"], line["log_level"]) == ("admin_action", "warning")
+    assert (line["endpoint"], line["error"]) == (DRAIN["endpoint"], "no service has 10.0.1.11:8080")
+
+
+async def test_an_action_whose_end_nobody_sees(
+    http: ClientSession, source: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that takes too long, or is under way when the server ends: the log says that it may be done."""
+    asked = asyncio.Event()
+
+    async def never() -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(source, "reload", never)
+    with capture_logs() as logs:
+        async with served(source, settings(token=TOKEN)) as base:
+            with monkeypatch.context() as short:
+                short.setattr(handlers, "_ACTION", 0.01)
+                status, _ = await answer(http, "POST", f"{base}/actions/reload", headers=BEARER)
+            assert status == 504
+            asked.clear()
+            waiting = asyncio.create_task(answer(http, "POST", f"{base}/actions/reload", headers=BEARER))
+            await asked.wait()
+        with pytest.raises(ClientError):
+            await waiting
+    assert [line["log_level"] for line in logs] == ["warning", "warning"]
+    assert "not done in 0.01 s, but it may still be" in logs[0]["error"]
+    assert "ended before it was done, but it may still be" in logs[1]["error"]
 
 
 # ---- the page's session ----
