@@ -105,6 +105,6 @@ def _nobody(config: Path) -> AskError:
     folders = ", ".join(str(place.parent) for place in places(config, os.environ))
     return AskError(
         1,
-        f"no gateway that runs with {config} answers in {folders}. Is it another user's (use that user, or"
-        " root), or was it started with another path to the file? Signals work: SIGHUP reloads",
+        f"no gateway that runs with {config} answers in {folders}. Is it running? If so, use the path that it"
+        " was started with as -c, and its user or root",
     )

@@ -11,16 +11,17 @@ from tests.support.control import answering
 ASKING = [
     ["status"], ["reload"], ["upgrade"], ["drain", "10.0.0.1:80"], ["undrain", "10.0.0.1:80"],
     ["weight", "10.0.0.1:80", "3"], ["connections"], ["alerts"], ["silence", "x"], ["unsilence", "x"],
-    ["trace", "--client", "10.0.0.7"],
+    ["trace", "--client", "10.0.0.7"], ["top", "--once"],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ASKING, ids=lambda command: command[0])
 def test_without_a_gateway_it_fails(config: Path, command: list[str]) -> None:
-    """With 1, and where one was looked for; with 2 where there is no such file."""
+    """With 1, where one was looked for and what else to try; with 2 where there is no such file."""
     code, out, err = tcpgw(*command, "-c", config)
     assert (code, out) == (1, "")
     assert f"no gateway that runs with {config} answers in {config.parent}/run" in err
+    assert "Is it running? If so, use the path that it was started with as -c" in err
     code, out, err = tcpgw(*command, "-c", config.parent / "other.toml")
     assert (code, out) == (2, "")
     assert "other.toml: no such file" in err
