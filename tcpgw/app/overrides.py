@@ -133,7 +133,7 @@ class Overrides:
         """Give an endpoint nothing new, in that service or all that have it. Idempotent. Raises RefusedError.
 
         Returns `endpoints`, one for each service (`service`, `endpoint`, `weight`, `given_weight`,
-        `override`, `changed`), and whether that is `kept` for the next process.
+        `override`, `changed`), and whether that is `kept` for the next process, or else `why` not.
         """
         return await self._say(
             "endpoint_drained", endpoint, service, lambda one: one._replace(drained=True), force=force
@@ -185,7 +185,8 @@ class Overrides:
                     event, **{key: one[key] for key in ("service", "endpoint", "weight", "given_weight")}
                 )
         self._watch()
-        return {"endpoints": answer, "kept": await self._save()}
+        why = await self._save()
+        return {"endpoints": answer, "kept": not why, "why": why}
 
     def _known(self) -> dict[str, Known]:
         health = self._states()
@@ -274,11 +275,13 @@ class Overrides:
 
         self._background.start(save(), "keeping overrides")
 
-    async def _save(self) -> bool:
-        """Keep it. Returns whether a process that starts now finds it."""
+    async def _save(self) -> str:
+        """Keep it. Returns why a process that starts now does not find it, or ""."""
         async with self._saving:
-            if self._path is None or self._closed:
-                return False
+            if self._path is None:
+                return "gateway.state_dir is not set"
+            if self._closed:
+                return "it is being replaced; say it to the next one"
             said_of = {name: said for name, said in self._said.items() if said}
             services = {
                 name: _Service(
@@ -317,11 +320,12 @@ def _read(path: Path) -> _File | None:
     return file
 
 
-def _write(path: Path, file: _File) -> bool:
+def _write(path: Path, file: _File) -> str:
+    """Returns why not, or ""."""
     try:
         durable.replace(path, file.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
         hint = "make gateway.state_dir writable; until then overrides end with this process"
         log.warning("overrides_not_saved", path=str(path), error=str(error), hint=hint)
-        return False
-    return True
+        return f"gateway.state_dir cannot be written: {error}"
+    return ""

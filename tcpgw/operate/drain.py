@@ -35,8 +35,8 @@ def drain(
         float | None,
         typer.Option(
             parser=duration,
-            metavar="SECONDS",
-            help="Return when nothing is in flight there; 1 if not by then.",
+            metavar="DURATION",
+            help="Return when nothing is in flight there; 1 if not by then. 30s, 5m, or seconds.",
         ),
     ] = None,
 ) -> None:
@@ -91,15 +91,16 @@ def weight(
     """
     answer = ask(config, "weight", endpoint, int(weight) if weight.isdecimal() else weight, service)
     for one in answer["endpoints"]:
-        typer.echo(f"{one['service']}: {one['endpoint']}{_weight(one)}")
+        typer.echo(f"{one['service']}: {one['endpoint']}{_weight(one, weight)}")
     _note_kept(answer)
 
 
-def _weight(one: dict[str, Any]) -> str:
+def _weight(one: dict[str, Any], asked: str = "auto") -> str:
     if one["given_weight"] is None:
         return ": discovery leaves it out at the moment"
     if one["override"] == "drained":
-        return ": drained, so its weight is 0"
+        then = f"{one['given_weight']}, as discovery says" if asked == "auto" else int(asked)
+        return f": drained, so its weight is 0; after `tcpgw undrain` it is {then}"
     if one["override"] == "weight":
         return f": weight {one['weight']} (discovery: {one['given_weight']})"
     return f": weight {one['weight']}, as discovery says"
@@ -107,8 +108,8 @@ def _weight(one: dict[str, Any]) -> str:
 
 def _note_kept(answer: dict[str, Any]) -> None:
     if not answer["kept"] and any(one["override"] for one in answer["endpoints"]):
-        why = "gateway.state_dir is not set, or cannot be written: see the log"
-        typer.secho(f"It ends with the gateway's process ({why}).", err=True, fg="yellow")
+        why = answer.get("why") or "see its log"  # an older gateway does not say
+        typer.secho(f"It ends with the gateway's process: {why}.", err=True, fg="yellow")
 
 
 def _wait(config: Path, drained: list[dict[str, Any]], seconds: float) -> None:

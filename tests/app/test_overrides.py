@@ -85,6 +85,7 @@ async def test_it_is_in_force_at_once_and_until_it_is_taken_back(world: World) -
             }
         ],
         "kept": False,
+        "why": "gateway.state_dir is not set",
     }  # fmt: skip
     assert [(line["event"], line["endpoint"], line["given_weight"]) for line in logs] == [
         ("endpoint_drained", "10.0.0.1:80", 2)
@@ -165,7 +166,8 @@ async def test_the_next_process_finds_it(world: World, tmp_path: Path) -> None:
     """Before its first snapshot: nothing is sent there even for a moment. Only the owner may read it."""
     overrides = await world.started(tmp_path)
     assert (await overrides.drain("10.0.0.1:80"))["kept"]
-    assert (await overrides.weight("10.0.0.2:80", 5))["kept"]
+    answer = await overrides.weight("10.0.0.2:80", 5)
+    assert (answer["kept"], answer["why"]) == (True, "")
     file = tmp_path / "overrides.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     world.put.clear()
@@ -194,10 +196,12 @@ async def test_a_damaged_file_is_none(world: World, tmp_path: Path, text: str) -
 
 
 async def test_a_disk_that_does_not_write_is_said(world: World, tmp_path: Path) -> None:
-    """It is in force all the same, and the answer tells that it does not last."""
+    """It is in force all the same, and the answer tells that it does not last, and why."""
     overrides = await world.started(tmp_path)
     with patch("tcpgw.durable.replace", side_effect=OSError(28, "No space left")), capture_logs() as logs:
-        assert not (await overrides.drain("10.0.0.1:80"))["kept"]
+        answer = await overrides.drain("10.0.0.1:80")
+    assert not answer["kept"]
+    assert answer["why"] == "gateway.state_dir cannot be written: [Errno 28] No space left"
     assert [line["event"] for line in logs] == ["endpoint_drained", "overrides_not_saved"]
     assert world.weights[A] == 0
 
@@ -206,7 +210,8 @@ async def test_who_has_closed_writes_no_more(world: World, tmp_path: Path) -> No
     """The file is the successor's by then."""
     overrides = await world.started(tmp_path)
     overrides.close()
-    assert not (await overrides.drain("10.0.0.1:80"))["kept"]
+    answer = await overrides.drain("10.0.0.1:80")
+    assert (answer["kept"], answer["why"]) == (False, "it is being replaced; say it to the next one")
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 

@@ -56,7 +56,7 @@ def test_a_drain_disturbs_nobody(tmp_path: Path, background: Background) -> None
         load.goes_on()
         told = run.command("drain", first)
         assert (told.returncode, told.stdout) == (0, f"s: {first} is drained\n")
-        assert "ends with the gateway's process (gateway.state_dir is not set" in told.stderr
+        assert "ends with the gateway's process: gateway.state_dir is not set." in told.stderr
         until_followed(run, background, lambda found: found[0] == 0)
         load.goes_on()
         assert load.closed == 0

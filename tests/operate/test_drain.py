@@ -23,12 +23,12 @@ def one(
     }  # fmt: skip
 
 
-def answer(found: dict[str, Any], *, kept: bool = True) -> Callable[..., Any]:
+def answer(found: dict[str, Any], why: str = "") -> Callable[..., Any]:
     asked: list[tuple[Any, ...]] = []
 
     def method(*params: Any) -> Any:
         asked.append(params)
-        return {"endpoints": [found], "kept": kept}
+        return {"endpoints": [found], "kept": not why, "why": why}
 
     method.asked = asked  # type: ignore[attr-defined]
     return method
@@ -52,26 +52,29 @@ def test_options_reach_the_gateway(config: Path) -> None:
     assert weighed.asked == [(A, 5, None), (A, "auto", "s")]  # type: ignore[attr-defined]
 
 
+DRAINED = one(weight=0, override="drained")
+
+
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "weight", "said"),
     [
-        (one(given=None, weight=None), "discovery leaves it out at the moment"),
-        (one(weight=0, override="drained"), "drained, so its weight is 0"),
+        (one(given=None, weight=None), "5", "discovery leaves it out at the moment"),
+        (DRAINED, "5", "drained, so its weight is 0; after `tcpgw undrain` it is 5"),
+        (DRAINED, "auto", "drained, so its weight is 0; after `tcpgw undrain` it is 3, as discovery says"),
     ],
 )
-def test_a_weight_that_is_not_in_force_says_so(config: Path, found: Any, said: str) -> None:
-    """And why."""
+def test_a_weight_that_is_not_in_force_says_so(config: Path, found: Any, weight: str, said: str) -> None:
+    """And why, and when it will be."""
     with answering(config, {"weight": answer(found)}):
-        assert tcpgw("weight", A, "5", "-c", config).out == f"s: {A}: {said}\n"
+        assert tcpgw("weight", A, weight, "-c", config).out == f"s: {A}: {said}\n"
 
 
 def test_what_does_not_last_is_said(config: Path) -> None:
-    """On stderr, and only where something was said that could be lost."""
-    with answering(config, {"drain": answer(one(override="drained"), kept=False)}):
+    """On stderr with the reason, and only where something was said that could be lost."""
+    with answering(config, {"drain": answer(one(override="drained"), "the disk is full")}):
         code, _, err = tcpgw("drain", A, "-c", config)
-        assert code == 0
-        assert "ends with the gateway's process" in err
-    with answering(config, {"undrain": answer(one(changed=False), kept=False)}):
+        assert (code, err) == (0, "It ends with the gateway's process: the disk is full.\n")
+    with answering(config, {"undrain": answer(one(changed=False), "the disk is full")}):
         out = f"s: {A} is not drained: weight 3, as discovery says\n"
         assert tcpgw("undrain", A, "-c", config) == (0, out, "")
 
