@@ -66,7 +66,11 @@ def silence(
     seconds: Annotated[
         float,
         typer.Option(
-            "--for", parser=duration, metavar="DURATION", help="30m, 2h, or seconds.", show_default="2h"
+            "--for",
+            parser=duration,
+            metavar="DURATION",
+            help="30m, 2h, or seconds; 2h where it is not given.",
+            show_default=False,
         ),
     ] = 7200.0,
     comment: Annotated[str, typer.Option(metavar="TEXT", help="Why, for who comes later.")] = "",

@@ -49,7 +49,11 @@ def trace(
     seconds: Annotated[
         float,
         typer.Option(
-            "--for", parser=_length, metavar="DURATION", help="30s, 5m, or seconds.", show_default="1m"
+            "--for",
+            parser=_length,
+            metavar="DURATION",
+            help="30s, 5m, or seconds; 1m where it is not given.",
+            show_default=False,
         ),
     ] = 60.0,
     *,
