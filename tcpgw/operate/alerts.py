@@ -50,7 +50,7 @@ def _show(found: list[dict[str, Any]], now: float) -> None:
     table = terminal.table("state", "severity", "alert", "labels", "for", "value", "summary", whole=_WHOLE)
     for one in ordered(found):
         state = one["state"] if not one["silenced_until"] else f"{one['state']}, silenced"
-        what = (one["severity"], one["alert"], labelled(one["labels"]), age(now - one["since"]))
+        what = (one["severity"], one["alert"], labelled(one["labels"]), standing(one, now))
         cells = (state, *what, f"{one['value']:.4g}", one["summary"])
         table.add_row(*map(terminal.visible, cells))
     out.print(table)
@@ -112,6 +112,11 @@ def ordered(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def labelled(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in labels.items())
+
+
+def standing(alert: Mapping[str, Any], now: float) -> str:
+    """For how long it is what it is; what is resolved was so that long ago."""
+    return f"{age(now - alert['since'])}{' ago' if alert['state'] == 'resolved' else ''}"
 
 
 def _clock(at: float) -> str:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tcpgw.health.verdict import may_be_given
-from tcpgw.operate.alerts import labelled, ordered
+from tcpgw.operate.alerts import labelled, ordered, standing
 from tcpgw.operate.figures import age, latency, rate, share, size
 from tcpgw.operate.grid import Column, grid, shown
 from tcpgw.terminal import visible
@@ -198,7 +198,7 @@ def _alerts(view: View) -> _Section:
             style = "green"
         if one["silenced_until"]:
             style, state = "dim", f"{state}, silenced"
-        cells = (one["alert"], state, labelled(one["labels"]), age(view["at"] - one["since"]), one["summary"])
+        cells = (one["alert"], state, labelled(one["labels"]), standing(one, view["at"]), one["summary"])
         rows.append([Text(cell, style=style) for cell in cells])
     return _Section(columns, rows, 3, titled=False)
 

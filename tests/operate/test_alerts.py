@@ -46,6 +46,7 @@ def test_what_matters_most_comes_first(config: Path) -> None:
         "silenced_one",
     ]
     assert rows[1] == ["firing", "warning", "warning_one", "service=s", "2 min", "0.1235", "warning_one of s"]
+    assert rows[3][4] == "2 min ago"
     assert rows[4][0] == "firing, silenced"
     assert out.endswith("\nwarning_one: look at the log\n")
 
