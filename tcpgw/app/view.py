@@ -1,10 +1,10 @@
 """What is going on in a gateway now: rates, percentiles and states, as the page and `tcpgw top` show them."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from tcpgw.app.figures import counts
+from tcpgw.app.figures import counts, requests
 from tcpgw.app.picture import Picture
 from tcpgw.app.routes import Routes
 from tcpgw.config import schema
@@ -94,7 +94,8 @@ class Recent:
 
     def _view(self, picture: Picture) -> View:
         imbalances = self.imbalances(picture)
-        services = [self._service(picture, one, imbalances) for one in picture.config.service]
+        asked_for = {service for _, service, _, _ in requests(picture.totals)}
+        services = [self._service(picture, one, imbalances, asked_for) for one in picture.config.service]
         listeners = [self._listener(picture, name) for name in picture.totals.get("listeners", {})]
         total = {
             key: sum(one[key] for one in services)
@@ -156,13 +157,20 @@ class Recent:
             for name, weight in weights.items()
         ]
 
-    def _service(self, picture: Picture, settings: schema.Service, imbalances: Mapping[str, float]) -> View:
+    def _service(
+        self,
+        picture: Picture,
+        settings: schema.Service,
+        imbalances: Mapping[str, float],
+        asked_for: Collection[str],
+    ) -> View:
+        """`asked_for` names services that have ever had requests."""
         name, snapshot = settings.name, picture.snapshots.get(settings.name)
         asked = picture.discovery.get(name, _NEVER_ASKED)
         endpoints = self._endpoints(picture, name)
-        latency_of, buckets = "request", self.now.buckets("latency", name)
-        if not buckets:
-            latency_of, buckets = "connect", self.now.buckets("connect", name)
+        # Also when there were none lately: else a quiet service's would be taken for its connects.
+        latency_of = "request" if name in asked_for else "connect"
+        buckets = self.now.buckets("latency" if name in asked_for else "connect", name)
         return {
             "name": name,
             "version": settings.version,

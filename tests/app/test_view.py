@@ -1,5 +1,6 @@
 """What is going on now, out of what was counted until two moments."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_rates_are_of_what_grew() -> None:
 
 
 def test_latencies_are_those_of_requests_where_there_are_any() -> None:
-    """Else of connects; of the last seconds only."""
+    """Else of connects; of the last seconds only, so that of a service that is quiet there are none."""
     before = connected(10, {A: 10})
     _, view = seen(before, connected(20, {A: 20}))
     assert view["services"][0]["latency_of"] == "connect"
@@ -79,6 +80,11 @@ def test_latencies_are_those_of_requests_where_there_are_any() -> None:
     assert service["latency_of"] == "request"
     assert service["p50"] == pytest.approx(0.1, rel=1 / 16)
     assert service["p99"] == pytest.approx(0.4, rel=1 / 16)
+    later = copy.deepcopy(asked)
+    later["services"]["s"]["connect"] = connected(30, {A: 30})["services"]["s"]["connect"]
+    _, view = seen(asked, later)
+    service = view["services"][0]
+    assert (service["latency_of"], service["p50"]) == ("request", None)
 
 
 def test_a_split_as_asked_and_as_seen() -> None:
