@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from tcpgw.admin import events
-from tests.support.admin import TOKEN, Pretended, alert, served, settings
+from tests.support.admin import TOKEN, Pretended, UnknownEndpointError, alert, served, settings
 from tests.support.page import SICK, Complaints, calm, charts, chromium, many, pictures, troubled
 
 Need = Callable[[str], str]
@@ -132,6 +132,49 @@ async def test_it_fits(browser: Browser, tmp_path: Path, name: str, context: dic
         await page.locator("button[data-act=weight]").first.click()
         await page.screenshot(path=pictures(tmp_path) / f"{name}-dialog.png")
         assert complaints.all == []
+
+
+async def test_hints_name_commands_as_code(browser: Browser, source: Pretended) -> None:
+    """What stands in backticks; one alone is shown as it is, and what is refused has them too."""
+    hint = "`tcpgw status` has the reasons: a ` alone is <none>."
+    source.shown = calm(alerts=[alert("error_rate", {"service": "ranker"}, hint=hint)])
+    async with served(source, settings(token=TOKEN)) as base:
+        page, complaints = await logged_in(browser, base)
+        shown = page.locator("#alerts [data-f=hint]")
+        await expect(shown).to_have_text("tcpgw status has the reasons: a ` alone is <none>.")
+        await expect(shown.locator("code")).to_have_text("tcpgw status")
+        source.error = UnknownEndpointError("the last one. `tcpgw drain --force` does it")
+        await page.get_by_role("button", name=f"Drain {SICK}").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Drain").click()
+        await expect(page.locator("#dialog-error code")).to_have_text("tcpgw drain --force")
+        assert [one for one in complaints.all if "409" not in one] == []
+
+
+async def test_times_are_called_what_they_are(browser: Browser, source: Pretended) -> None:
+    """Of a service whose requests are not seen they are those to connect, to who only listens as well."""
+    shown = calm()
+    shown["services"][1] |= {"latency_of": "connect", "p50": 0.0004}
+    source.shown = shown
+    async with served(source) as base:
+        page, complaints = await opened(browser, base)
+        seen, unseen = (page.locator(".service").nth(place).locator("figure").last for place in (0, 1))
+        await expect(seen.locator("figcaption")).to_contain_text("Latency")
+        await expect(unseen.locator("figcaption")).to_contain_text("Connect time")
+        await expect(unseen.get_by_text("Connect time")).to_have_attribute("title", re.compile("instance"))
+        label = re.compile("^Connect time of the last 5 minutes; now p50 400 µs")
+        await expect(unseen.get_by_role("img")).to_have_attribute("aria-label", label)
+        assert complaints.all == []
+
+
+async def test_what_is_over_is_told_as_past(browser: Browser, source: Pretended) -> None:
+    """An alert fires for a while, and was resolved a while ago."""
+    firing, over = (alert(name, {}, state=name) for name in ("firing", "resolved"))
+    source.shown = calm(alerts=[firing, over])
+    async with served(source) as base:
+        page, _ = await opened(browser, base)
+        about = page.locator("#alerts [data-f=about]")
+        await expect(about.nth(0)).to_have_text(re.compile(r"firing · for 1 min 3\d s"))
+        await expect(about.nth(1)).to_have_text(re.compile(r"resolved · 1 min 3\d s ago"))
 
 
 async def test_what_gateways_say_is_no_markup(browser: Browser, source: Pretended) -> None:
@@ -369,18 +412,23 @@ async def test_where_too_many_listen_it_asks(
 
 
 async def test_a_lost_gateway_comes_back(browser: Browser, source: Pretended) -> None:
-    """While it is gone the page says so and how old its figures are; then it goes on by itself."""
+    """While it is gone the page says so and how old its figures are, and calls nothing ready; then it goes on
+    by itself.
+    """
     with socket.create_server(("127.0.0.1", 0)) as sock:
         async with served(source, sock=sock.dup()) as base:
             page, _ = await opened(browser, base)
             await expect(page.get_by_role("row", name=SICK)).to_be_visible()
             await expect(page.locator("#lost")).to_be_hidden()
         await expect(page.locator("#lost")).to_contain_text("Connection lost")
+        await expect(page.locator("#state")).to_have_text("unknown")
+        await expect(page.locator("#state")).to_have_attribute("data-state", "unknown")
         await expect(page.locator("#lost-age")).to_have_text(re.compile(r"Figures are [2-9] s old; trying"))
         await expect(page.get_by_role("row", name=SICK)).to_be_visible()
         source.shown = calm(version="0.7.0")
         async with served(source, sock=sock.dup()):
             await expect(page.locator("#version")).to_have_text("0.7.0", timeout=15_000)
+            await expect(page.locator("#state")).to_have_text("ready")
             await expect(page.locator("#lost")).to_be_hidden()
 
 

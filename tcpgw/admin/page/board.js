@@ -1,7 +1,7 @@
 // What is shown of the gateway beside its services.
 
 import * as dialogs from "/dialogs.js";
-import { byId, fields, fill, list, mark, say, show } from "/dom.js";
+import { byId, fields, fill, list, mark, say, show, tell } from "/dom.js";
 import * as format from "/format.js";
 
 export function showBoard(view) {
@@ -72,8 +72,9 @@ function alert(node, one, now) {
   say(parts.severity, one.state === "firing" ? one.severity : one.state);
   say(parts.summary, one.summary);
   const labels = Object.entries(one.labels).map(([name, value]) => `${name} ${value}`);
-  say(parts.about, [one.alert, ...labels, `for ${format.duration(now - one.since)}`].join(" · "));
-  say(parts.hint, one.state === "resolved" ? "" : one.hint);
+  const age = format.duration(now - one.since);
+  say(parts.about, [one.alert, ...labels, one.state === "resolved" ? `${age} ago` : `for ${age}`].join(" · "));
+  tell(parts.hint, one.state === "resolved" ? "" : one.hint);
   const silent = one.silenced_until != null && one.silenced_until > now;
   say(parts.silenced, silent ? `silent until ${format.clock(one.silenced_until)}` : "");
   show(parts.button, silent || one.state !== "resolved");

@@ -57,6 +57,7 @@ function ceiling(value) {
 export class Chart {
   #canvas = document.createElement("canvas");
   #values = [];
+  #name = document.createElement("span");
   #pointer = null;
   #seen = true;
   #history = null;
@@ -67,8 +68,8 @@ export class Chart {
     this.write = write;
     this.least = least;
     this.node = document.createElement("figure");
-    this.title = title;
-    this.node.append(this.#caption(title), this.#canvas);
+    this.node.append(this.#caption(), this.#canvas);
+    this.call(title);
     this.#canvas.setAttribute("role", "img");
     this.#canvas.addEventListener("pointermove", (event) => this.#point(event.offsetX));
     this.#canvas.addEventListener("pointerleave", () => this.#point(null));
@@ -79,13 +80,18 @@ export class Chart {
     new ResizeObserver(() => this.draw()).observe(this.node);
   }
 
-  #caption(title) {
+  /** Give it another title, and what is shown of it to who points at that. */
+  call(title, about = "") {
+    this.title = title;
+    say(this.#name, title);
+    if (this.#name.title !== about) this.#name.title = about;
+  }
+
+  #caption() {
     const caption = document.createElement("figcaption");
-    const name = document.createElement("span");
-    name.textContent = title;
     this.when = document.createElement("span");
     this.when.className = "when";
-    caption.append(name, this.when);
+    caption.append(this.#name, this.when);
     for (const [, label, hue] of this.lines) {
       const legend = document.createElement("span");
       legend.className = `legend ${hue}`;

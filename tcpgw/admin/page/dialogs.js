@@ -1,7 +1,7 @@
 // Every change is confirmed, and says first what it will do. The dialog stays where the gateway refuses.
 
 import { act, Refused } from "/gateway.js";
-import { byId, say, show } from "/dom.js";
+import { byId, say, show, tell } from "/dom.js";
 
 const dialog = byId("dialog");
 let pending = null;
@@ -18,7 +18,7 @@ function open({ title, text, button, body, name, done, none = "", field = "" }) 
   say(byId("dialog-title"), title);
   say(byId("dialog-text"), text);
   say(byId("dialog-do"), button);
-  say(byId("dialog-error"), "");
+  tell(byId("dialog-error"), "");
   say(byId("dialog-cancel"), "Cancel");
   show(byId("dialog-do"), true);
   show(byId("dialog-result"), false);
@@ -35,13 +35,13 @@ function open({ title, text, button, body, name, done, none = "", field = "" }) 
 async function perform(asked) {
   const button = byId("dialog-do");
   button.disabled = true;
-  say(byId("dialog-error"), "");
+  tell(byId("dialog-error"), "");
   try {
     const result = await act(asked.name, asked.body());
     if (pending === asked) finish(asked, result);
   } catch (error) {
     const told = error instanceof Refused ? error.message : "no answer from the gateway: see whether it was done";
-    say(byId("dialog-error"), told);
+    tell(byId("dialog-error"), told);
   } finally {
     button.disabled = false;
   }
@@ -49,7 +49,7 @@ async function perform(asked) {
 
 function finish(asked, result) {
   if (asked.name === "reload") return lines(result);
-  if (asked.name === "unsilence" && !result) return say(byId("dialog-error"), asked.none);
+  if (asked.name === "unsilence" && !result) return tell(byId("dialog-error"), asked.none);
   dialog.close();
   toast(asked.done);
 }

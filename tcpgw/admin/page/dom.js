@@ -9,6 +9,19 @@ export function say(node, text) {
   if (node.textContent !== value) node.textContent = value;
 }
 
+const told = new WeakMap();
+
+/** As `say`, of what names commands and keys in `backticks`, which become code. For the same nodes always. */
+export function tell(node, text) {
+  if (told.get(node) === text) return;
+  told.set(node, text);
+  const pieces = text.split("`");
+  if (pieces.length % 2 === 0) pieces.push(pieces.splice(-2).join("`")); // the last one has no other
+  node.replaceChildren(
+    ...pieces.map((piece, index) => (index % 2 ? Object.assign(document.createElement("code"), { textContent: piece }) : piece)),
+  );
+}
+
 export function show(node, visible) {
   if (node.hidden === visible) node.hidden = !visible;
 }

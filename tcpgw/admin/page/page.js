@@ -3,7 +3,7 @@
 import { showBoard } from "/board.js";
 import { History } from "/chart.js";
 import * as dialogs from "/dialogs.js";
-import { byId, mark, say, show } from "/dom.js";
+import { byId, mark, say, show, tell } from "/dom.js";
 import { charts, follow, logIn, logOut, Refused, session } from "/gateway.js";
 import { showServices } from "/services.js";
 
@@ -26,6 +26,7 @@ function arrived(view) {
     drawn = false;
     showBoard(latest);
     showServices(latest, history);
+    if (document.body.dataset.lost === "yes") lost(); // meanwhile: what was drawn is of before
   });
 }
 
@@ -33,6 +34,8 @@ function lost() {
   mark(document.body, "lost", "yes");
   show(byId("lost"), true);
   say(byId("lost-text"), latest ? "Connection lost." : "The gateway does not answer; trying again.");
+  mark(byId("state"), "state", "unknown");
+  say(byId("state"), "unknown");
   document.title = "connection lost · tcpgw";
   age();
 }
@@ -51,7 +54,7 @@ async function begin() {
   const standing = await session();
   mark(document.body, "act", standing.act ? "yes" : "no");
   show(byId("read-only"), !standing.act && standing.read);
-  say(byId("hint"), standing.hint);
+  tell(byId("hint"), standing.hint);
   show(byId("hint"), Boolean(standing.hint));
   show(byId("log-out"), standing.login && standing.read);
   show(byId("login"), !standing.read);

@@ -26,6 +26,12 @@ const CHARTS = {
   ],
 };
 
+// What the percentiles are of, by the view's latency_of.
+const TIMES = {
+  request: ["Latency", "From a request to its answer"],
+  connect: ["Connect time", "Until an instance has taken the connection; requests are not seen here"],
+};
+
 const cards = new WeakMap();
 
 export function showServices(view, history) {
@@ -45,8 +51,8 @@ class Card {
 
   constructor(node) {
     this.parts = fields(node);
-    this.charts = Object.values(CHARTS).map(([title, lines, write, least]) => new Chart(title, lines, write, least));
-    this.parts.charts.append(...this.charts.map((chart) => chart.node));
+    this.charts = Object.entries(CHARTS).map(([name, made]) => [name, new Chart(...made)]);
+    this.parts.charts.append(...this.charts.map(([, chart]) => chart.node));
     this.parts.search.addEventListener("input", () => this.#endpoints());
     this.parts.all.addEventListener("click", () => {
       this.#all = !this.#all;
@@ -60,7 +66,10 @@ class Card {
     this.rows = rows;
     this.#head();
     this.#endpoints();
-    for (const chart of this.charts) chart.draw(history);
+    for (const [name, chart] of this.charts) {
+      if (name === "latency") chart.call(...TIMES[service.latency_of]);
+      chart.draw(history);
+    }
   }
 
   #head() {
