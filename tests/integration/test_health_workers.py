@@ -103,9 +103,10 @@ async def test_a_streak_that_workers_share(tmp_path: Path) -> None:
         shown = status["endpoints"][sick.endpoint]
         assert (shown["state"], shown["failures"], shown["successes"]) == ("ejected", {"reset": 20}, 0)
         told = (await asyncio.to_thread(f.run.command, "status")).stdout
-        (row,) = [line for line in told.splitlines() if sick.endpoint in line]
+        row, why = [line for line in told.splitlines() if sick.endpoint in line]
         assert "ejected" in row
         assert "reset 20" in row
+        assert why.startswith(f"s: {sick.endpoint} is ejected: ")
         assert status["endpoints"][well.endpoint]["state"] == "healthy"
         assert status["endpoints"][well.endpoint]["successes"] == f.clients.served[well.endpoint]
         assert status["health"] == {"panic": False, "panics": 0, "ejections": 1, "spared": 0}
