@@ -9,7 +9,7 @@ import structlog
 from tcpgw.address import Address
 from tcpgw.admin.server import AdminServer
 from tcpgw.admin.source import Json
-from tcpgw.app.monitor import Monitor
+from tcpgw.app.monitor.monitor import Monitor
 from tcpgw.config import schema
 from tcpgw.process.handover import Sockets
 from tcpgw.relay.sockets import BindError, bind_socket, listen

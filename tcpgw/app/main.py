@@ -16,9 +16,9 @@ from tcpgw import __version__
 from tcpgw.app.admin import SOCKET, Shown
 from tcpgw.app.background import Background, first
 from tcpgw.app.control import controlled, refuse_second
+from tcpgw.app.monitor.view import View
 from tcpgw.app.sockets import lent
 from tcpgw.app.supervisor import Supervisor
-from tcpgw.app.view import View
 from tcpgw.config import schema
 from tcpgw.config.load import load, shown
 from tcpgw.errors import ConfigError, TcpgwError

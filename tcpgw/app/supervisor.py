@@ -14,21 +14,21 @@ import structlog
 from tcpgw import __version__
 from tcpgw.app.access import check
 from tcpgw.app.admin import SOCKET, Administration
-from tcpgw.app.alerting import Alerting
 from tcpgw.app.background import Background
 from tcpgw.app.briefing import Briefing
-from tcpgw.app.certificates import Expiries, expiries
 from tcpgw.app.connections import gathered
 from tcpgw.app.discovery import Discovery
-from tcpgw.app.figures import Totals
 from tcpgw.app.health import Health
 from tcpgw.app.limits import fitted
 from tcpgw.app.material import Contents, Materials
-from tcpgw.app.monitor import Monitor
+from tcpgw.app.monitor.alerting import Alerting
+from tcpgw.app.monitor.certificates import Expiries, expiries
+from tcpgw.app.monitor.figures import Totals
+from tcpgw.app.monitor.monitor import Monitor
+from tcpgw.app.monitor.picture import Picture, WorkerPicture
+from tcpgw.app.monitor.status import Status, made
 from tcpgw.app.overrides import Overrides
-from tcpgw.app.picture import Picture, WorkerPicture
 from tcpgw.app.sockets import grow, listen_on, open_sockets, unserved
-from tcpgw.app.status import Status, made
 from tcpgw.app.tracing import Traces
 from tcpgw.app.workers import Crew
 from tcpgw.config import load, schema

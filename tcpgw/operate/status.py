@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tcpgw import terminal
-from tcpgw.app.figures import requests
+from tcpgw.app.monitor.figures import requests
 from tcpgw.operate.ask import ConfigFile, ask, out, say
 from tcpgw.operate.figures import age, latency
 

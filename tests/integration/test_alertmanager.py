@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from tcpgw.alerts.rules import Labels, Readings
-from tcpgw.app.alerting import Alerting
 from tcpgw.app.background import Background
+from tcpgw.app.monitor.alerting import Alerting
 from tcpgw.config.load import loads
 from tcpgw.config.schema import Config
 from tests.conftest import Need

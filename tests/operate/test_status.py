@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tcpgw.app.status import made
+from tcpgw.app.monitor.status import made
 from tcpgw.observe.histogram import Histogram
 from tests.support.command import tcpgw
 from tests.support.control import answering

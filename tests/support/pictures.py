@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tcpgw.app.picture import Picture, WorkerPicture
+from tcpgw.app.monitor.picture import Picture, WorkerPicture
 from tcpgw.config import schema
 from tcpgw.config.load import loads
 from tcpgw.endpoints import Endpoint, Member, Snapshot

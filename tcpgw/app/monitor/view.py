@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tcpgw.app.figures import counts, requests
-from tcpgw.app.picture import Picture
+from tcpgw.app.monitor.figures import counts, requests
+from tcpgw.app.monitor.picture import Picture
 from tcpgw.app.routes import Routes
 from tcpgw.config import schema
 from tcpgw.observe.histogram import quantile_of

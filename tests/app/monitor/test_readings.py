@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tcpgw.alerts.rules import Readings
-from tcpgw.app.readings import Reader
-from tcpgw.app.view import Recent
+from tcpgw.app.monitor.readings import Reader
+from tcpgw.app.monitor.view import Recent
 from tests.support.pictures import ASKED, NOW, config, picture, snapshot
 from tests.support.totals import listener, tally
 

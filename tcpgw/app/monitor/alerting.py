@@ -10,7 +10,7 @@ from tcpgw.alerts.engine import Alert, Changed, Engine
 from tcpgw.alerts.rules import Readings, Rule, rules
 from tcpgw.alerts.silences import Silence, Silences, until
 from tcpgw.app.background import Background
-from tcpgw.app.receivers import Receivers
+from tcpgw.app.monitor.receivers import Receivers
 from tcpgw.config import schema
 
 log = structlog.get_logger()

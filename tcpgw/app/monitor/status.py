@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from tcpgw.app.picture import Picture
+from tcpgw.app.monitor.picture import Picture
 from tcpgw.config import schema
 from tcpgw.observe.histogram import quantile_of
 from tcpgw.observe.totals import Figures

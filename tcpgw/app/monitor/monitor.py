@@ -8,11 +8,11 @@ from typing import Any
 
 import structlog
 
-from tcpgw.app.alerting import Alerting
-from tcpgw.app.metrics import expose
-from tcpgw.app.picture import Picture
-from tcpgw.app.readings import Reader
-from tcpgw.app.view import Recent, View
+from tcpgw.app.monitor.alerting import Alerting
+from tcpgw.app.monitor.metrics import expose
+from tcpgw.app.monitor.picture import Picture
+from tcpgw.app.monitor.readings import Reader
+from tcpgw.app.monitor.view import Recent, View
 from tcpgw.config import schema
 from tcpgw.process.lag import Lag
 from tcpgw.process.resources import Resources, resources_of

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from tcpgw.alerts.engine import MOST
 from tcpgw.alerts.rules import Readings
 from tcpgw.alerts.silences import SilenceError
-from tcpgw.app.alerting import Alerting
 from tcpgw.app.background import Background
+from tcpgw.app.monitor.alerting import Alerting
 from tcpgw.config.load import loads
 from tcpgw.config.schema import Config
 from tests.support.inbox import Inbox, inbox
@@ -258,6 +258,7 @@ async def test_closing_is_soon(background: Background) -> None:
 
 def test_without_receivers_nothing_is_imported_that_sends() -> None:
     """The library for that takes its time, and its memory."""
-    code = "import sys, tcpgw.app.alerting; print({'aiohttp', 'tcpgw.alerts.senders'} & sys.modules.keys())"
+    heavy = "{'aiohttp', 'tcpgw.alerts.senders'}"
+    code = f"import sys, tcpgw.app.monitor.alerting; print({heavy} & sys.modules.keys())"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "set()"

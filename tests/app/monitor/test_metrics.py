@@ -5,7 +5,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tcpgw.app.metrics import expose
+from tcpgw.app.monitor.metrics import expose
 from tcpgw.process.resources import Resources
 from tests.support.pictures import ASKED, NOW, config, picture, snapshot, worker
 from tests.support.totals import listener, method, tally

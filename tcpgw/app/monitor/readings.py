@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Mapping
 
 from tcpgw.alerts.rules import Labels, Readings
-from tcpgw.app.picture import Picture
-from tcpgw.app.view import Recent
+from tcpgw.app.monitor.picture import Picture
+from tcpgw.app.monitor.view import Recent
 from tcpgw.config import schema
 from tcpgw.observe.histogram import quantile_of
 

@@ -1,6 +1,6 @@
 """The state of a gateway as plain values."""
 
-from tcpgw.app.status import made
+from tcpgw.app.monitor.status import made
 from tcpgw.observe.histogram import Histogram
 from tests.support.pictures import NOW, config, picture, snapshot, worker
 from tests.support.processes import relaying

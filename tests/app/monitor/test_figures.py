@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from tcpgw.app.figures import Totals, counts, invocations
+from tcpgw.app.monitor.figures import Totals, counts, invocations
 from tcpgw.process.worker import WorkerProcess
 from tests.support.pictures import snapshot
 from tests.support.totals import listener, method, tally

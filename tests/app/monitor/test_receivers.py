@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tcpgw.app.background import Background
-from tcpgw.app.receivers import Receivers
+from tcpgw.app.monitor.receivers import Receivers
 from tcpgw.config.schema import Alerts
 from tests.support.alerts import WALL, alert, over
 from tests.support.inbox import Inbox, inbox

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tcpgw.app.picture import Picture
-from tcpgw.app.view import Recent, View
+from tcpgw.app.monitor.picture import Picture
+from tcpgw.app.monitor.view import Recent, View
 from tcpgw.process.resources import Resources
 from tests.support.pictures import NOW, config, picture, snapshot, worker
 from tests.support.totals import listener, method, tally

@@ -8,10 +8,10 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from tcpgw.app.alerting import Alerting
 from tcpgw.app.background import Background
-from tcpgw.app.monitor import Monitor
-from tcpgw.app.picture import Picture
+from tcpgw.app.monitor.alerting import Alerting
+from tcpgw.app.monitor.monitor import Monitor
+from tcpgw.app.monitor.picture import Picture
 from tests.support.pictures import config, picture
 from tests.support.streams import until
 

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from tcpgw.app.figures import connections, invocations, requests
-from tcpgw.app.picture import Picture
+from tcpgw.app.monitor.figures import connections, invocations, requests
+from tcpgw.app.monitor.picture import Picture
 from tcpgw.app.routes import Routes
 from tcpgw.config import schema
 from tcpgw.health.verdict import State

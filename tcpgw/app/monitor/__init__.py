@@ -1,0 +1,1 @@
+"""What a gateway does and did: the figures of all its workers, for metrics, views, status and alerts."""
