@@ -22,6 +22,10 @@ class Exposition(Collector):
     def __init__(self) -> None:
         self._values: defaultdict[Declared, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
 
+    def __len__(self) -> int:
+        """How many series it has; a histogram is one."""
+        return sum(map(len, self._values.values()))
+
     def set(self, metric: Declared, value: float, *labels: str) -> None:
         """Say the value of the series with these label values, in the order of the metric's labels."""
         if len(labels) != len(metric.labels):
