@@ -205,7 +205,7 @@ async def test_a_connections_lines() -> None:
     assert opened.keys() == {*known, "event"}
     assert still.keys() == {*known, "event", "age", "idle", "bytes_in", "bytes_out"}
     assert (still["bytes_in"], still["bytes_out"]) == (8, 0)
-    assert 1 <= still["age"] < 2
+    assert 1 <= still["age"] < 3  # a look comes once a second
     assert 0 <= still["idle"] <= still["age"]
 
 
