@@ -511,7 +511,7 @@ def test_no_fault_shows_a_secret(auth: dict[str, Any], key: str, value: Any) -> 
     """Whatever else is wrong in the table of a secret, neither message nor traceback holds the secret."""
     for table in (
         with_secret(auth | {key: value, "x": 1}),
-        with_secret({"type": "token", "token": [SECRET], key: value}),
+        with_secret({key: value, "type": "token", "token": [SECRET]}),
     ):
         with pytest.raises(ConfigError) as caught:
             loads(to_document(table), Path())

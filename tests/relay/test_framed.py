@@ -414,7 +414,8 @@ async def test_latencies_are_measured_from_end_to_end() -> None:
             assert await client.read(15) == u32be(b"a") + u32be(b"answer")
         histogram = plane(b).latencies["s"]
     assert histogram.count == 4
-    assert 2 * (0.05 + 0.1) <= histogram.total < 2 * (0.05 + 0.1) + 0.2
+    # Timers may be early by the tick of the loop.
+    assert 2 * (0.05 + 0.1) - 0.01 <= histogram.total < 2 * (0.05 + 0.1) + 0.2
 
 
 async def test_opaque_frames_are_not_timed() -> None:
