@@ -87,20 +87,17 @@ class Acceptor:
         they are connected, and would be reset, as those are whose handshake is half done. Unless the sockets
         are `outlived` by others of theirs.
         """
-        if self._accepting:
-            for sock in self.sockets:
-                self._loop.remove_reader(sock)
         accepted = -1
         while not outlived and self._accepting and accepted != self.accepted:
             accepted = self.accepted
             for sock in self.sockets:
                 self._accept(sock)
-        # Right after the last look: who comes in between is reset.
-        for sock in self.sockets:
-            sock.close()
-        self._stopped, self._accepting = True, False
+        self._stopped = True
+        self._pause()
         if self._retrying:
             self._retrying.cancel()
+        for sock in self.sockets:
+            sock.close()
 
     def _pause(self) -> None:
         if self._accepting:
