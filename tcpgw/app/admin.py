@@ -29,7 +29,6 @@ class Shown:
     """See `admin.source.Source`. `methods` are those of the control socket, by name; `ready` as there."""
 
     def __init__(self, monitor: Monitor, methods: Methods, ready: Callable[[], str]) -> None:
-        self._monitor = monitor
         self._methods = methods
         self.ready = ready
         self.view = monitor.view
