@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,29 +13,16 @@ from yarl import URL
 
 from tcpgw.alerts.senders import MOST, Sender
 from tests.support.processes import free_port
+from tests.support.serving import Serve, serving
 from tests.support.streams import in_time, until
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Serve = Callable[[Handler], Awaitable[URL]]
 SECRET = "hush-4f1c"
 
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Serve every request by one handler."""
-    runners: list[web.AppRunner] = []
-
-    async def start(handler: Handler) -> URL:
-        app = web.Application()
-        app.router.add_route("*", "/{rest:.*}", handler)
-        runners.append(web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1))
-        await runners[-1].setup()
-        await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
-        return URL(f"http://127.0.0.1:{runners[-1].addresses[0][1]}/")
-
-    yield start
-    for runner in runners:
-        await runner.cleanup()
+    async with serving() as start:
+        yield start
 
 
 class Time:

@@ -1,7 +1,7 @@
 import asyncio
 import socket
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
@@ -9,27 +9,13 @@ from yarl import URL
 
 from tcpgw.discovery.call import MAX_ANSWER, Caller, Reply
 from tcpgw.errors import AnswerError, DiscoveryError
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Serve = Callable[[Handler], Awaitable[URL]]
+from tests.support.serving import Serve, serving
 
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Serve every request by one handler."""
-    runners: list[web.AppRunner] = []
-
-    async def start(handler: Handler) -> URL:
-        app = web.Application()
-        app.router.add_route("*", "/{rest:.*}", handler)
-        runners.append(web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1))
-        await runners[-1].setup()
-        await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
-        return URL(f"http://127.0.0.1:{runners[-1].addresses[0][1]}/path?query=1")
-
-    yield start
-    for runner in runners:
-        await runner.cleanup()
+    async with serving("/path?query=1") as start:
+        yield start
 
 
 async def get(url: URL, timeout: float = 5) -> Reply:  # noqa: ASYNC109

@@ -25,6 +25,7 @@ from tests.support.streams import (
     Line,
     MiB,
     Peer,
+    Reads,
     in_time,
     listening,
     open_sockets,
@@ -70,8 +71,10 @@ def load(context: ssl.SSLContext, issued: Issued) -> None:
         context.load_cert_chain(file.name)
 
 
-class Secured:
+class Secured(Reads):
     """TLS over a Peer, played by hand: it reads as far as it is asked to, and says no end by itself."""
+
+    END = "close_notify"
 
     def __init__(self, peer: Peer, context: ssl.SSLContext, name: str | None, *, server_side: bool) -> None:
         self.peer = peer
@@ -120,22 +123,6 @@ class Secured:
                 return b""
             except ssl.SSLWantReadError:
                 await self._fetch()
-
-    async def read(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            chunk = await self.read_some(size - len(data))
-            if not chunk:
-                raise EOFError(f"close_notify after {len(data)} of {size} bytes")
-            data += chunk
-        return bytes(data)
-
-    async def read_to_end(self) -> bytes:
-        """Everything up to close_notify."""
-        data = bytearray()
-        while chunk := await self.read_some():
-            data += chunk
-        return bytes(data)
 
     async def alert(self) -> str:
         """Why the gateway refuses, by the alert that comes in place of a handshake or of the first bytes."""

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from structlog.testing import capture_logs
 
@@ -56,8 +57,36 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-class Peer:
+class Reads(ABC):
+    """Reads by `read_some`, which is empty at what the protocol calls its `END`."""
+
+    END: ClassVar[str]
+
+    @abstractmethod
+    async def read_some(self, size: int = MiB) -> bytes: ...
+
+    async def read(self, size: int) -> bytes:
+        """Exactly `size` bytes. Raises EOFError where the end comes before them."""
+        data = bytearray()
+        while len(data) < size:
+            chunk = await self.read_some(size - len(data))
+            if not chunk:
+                raise EOFError(f"{self.END} after {len(data)} of {size} bytes")
+            data += chunk
+        return bytes(data)
+
+    async def read_to_end(self) -> bytes:
+        """Everything up to the end. Raises ConnectionResetError at RST."""
+        data = bytearray()
+        while chunk := await self.read_some():
+            data += chunk
+        return bytes(data)
+
+
+class Peer(Reads):
     """One end of a connection, as exact as the socket API: nothing is read, buffered or closed unasked."""
+
+    END = "FIN"
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -73,23 +102,6 @@ class Peer:
     async def read_some(self, size: int = MiB) -> bytes:
         """What is there now or comes next; empty at FIN."""
         return await in_time(asyncio.get_running_loop().sock_recv(self.sock, size))
-
-    async def read(self, size: int) -> bytes:
-        """Exactly `size` bytes. Raises EOFError where FIN comes before them."""
-        data = bytearray()
-        while len(data) < size:
-            chunk = await self.read_some(size - len(data))
-            if not chunk:
-                raise EOFError(f"FIN after {len(data)} of {size} bytes")
-            data += chunk
-        return bytes(data)
-
-    async def read_to_end(self) -> bytes:
-        """Everything up to FIN. Raises ConnectionResetError at RST."""
-        data = bytearray()
-        while chunk := await self.read_some():
-            data += chunk
-        return bytes(data)
 
     async def is_reset(self) -> bool:
         """Read until the connection ends, and say whether RST ended it rather than FIN."""

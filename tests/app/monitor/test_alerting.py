@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -62,20 +61,6 @@ class Alerted:
     def look(self, readings: Readings, after: float = 1.0) -> None:
         self.now += after
         self.alerting.look(readings)
-
-
-@pytest.fixture
-async def background() -> AsyncIterator[Background]:
-    made = Background()
-    yield made
-    assert not made._failed.is_set()
-    await made.close()
-
-
-@pytest.fixture
-async def received() -> AsyncIterator[Inbox]:
-    async with inbox() as made:
-        yield made
 
 
 async def test_everything_stands_in_the_log(background: Background) -> None:

@@ -1,7 +1,6 @@
 """Receivers as the configuration names them: begun, kept and ended with it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,22 +9,8 @@ from tcpgw.app.background import Background
 from tcpgw.app.monitor.receivers import Receivers
 from tcpgw.config.schema import Alerts
 from tests.support.alerts import WALL, alert, over
-from tests.support.inbox import Inbox, inbox
+from tests.support.inbox import Inbox
 from tests.support.streams import until
-
-
-@pytest.fixture
-async def background() -> AsyncIterator[Background]:
-    made = Background()
-    yield made
-    assert not made._failed.is_set()
-    await made.close()
-
-
-@pytest.fixture
-async def received() -> AsyncIterator[Inbox]:
-    async with inbox() as made:
-        yield made
 
 
 def alerts(**receivers: Any) -> Alerts:
